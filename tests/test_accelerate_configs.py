@@ -75,7 +75,7 @@ def save_tiny_model(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-    vocabulary = {word: i for i, word in enumerate("<pad> <eos> one two three four five six".split())}
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "one", "two", "three", "four", "five", "six"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
