@@ -44,15 +44,14 @@ INSTALL_REQUIRES = [
 ]
 
 # For a machine where torchvision fits its torch, which is the usual one with a GPU.
-# lmms-eval also asks for latex2sympy2, whose parser runtime excludes every math-verify newer than 0.1.0, so that the
-# `*_reasoning` tasks do not load. Whoever needs them installs afterwards, against the advice of `pip check`:
-#   pip install --no-deps "math-verify>=0.9" "latex2sympy2_extended>=1.11" "antlr4-python3-runtime==4.13.2"
 EVAL = [
     "lmms-eval==0.7.3",
     "evaluate>=0.4,<1",
     "Levenshtein>=0.27,<1",  # imported by lmms-eval's MathVista task, declared only in another extra
     "scipy>=1.13,<2",  # imported by its paired statistics
     'decord>=0.6,<1; platform_system == "Linux"',  # imported by its LLaVA and Qwen wrappers
+    # Without a floor pip settles on 0.1.0, to please the newest latex2sympy2, and no `*_reasoning` task loads.
+    "math-verify[antlr4_13_2]>=0.9,<1",
 ]
 
 # For a machine without a torchvision that fits its torch: what lmms-eval imports when it is itself installed by
@@ -81,7 +80,9 @@ EXTRAS = {
     "eval": EVAL,
     "eval-cpu": EVAL_CPU,
     "deepspeed": ["deepspeed>=0.19,<0.20"],
-    "vllm": ["vllm==0.29.0"],  # the one release whose requirements fit both this Transformers and this TRL
+    # The one release whose requirements fit both this Transformers and this TRL. Give it an environment of its own,
+    # without constraints.txt: it wants an older numpy than the one pinned there.
+    "vllm": ["vllm==0.29.0"],
     "ray": ["ray[data]>=2.60,<3"],
     "quality": ["ruff>=0.17,<0.18"],  # a formatter's output changes between minor releases
     "test": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "pytest-xdist>=3.8,<4"],
