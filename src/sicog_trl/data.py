@@ -5,9 +5,12 @@ reads alike. Rows are followed by `id`, never by position.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, interleave_datasets, load_dataset
 
@@ -116,13 +119,30 @@ def load(name: str, config: str | None = None, split: str = "train", revision: s
 
 def save(dataset: Dataset, output_dir: str | Path, split: str) -> Path:
     """Write `dataset` as the split `split` of the artefact folder `output_dir`, in one step or not at all."""
-    folder = Path(output_dir, "data")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{split}-00000-of-00001.parquet"
+    schema = dataset.features.arrow_schema
+    with writing(output_dir, split, schema) as writer:
+        for batch in dataset.with_format("arrow").iter(1000):
+            writer.write_table(batch.cast(schema))
+    return split_file(output_dir, split)
+
+
+def split_file(output_dir: str | Path, split: str) -> Path:
+    """Return the file of a split that is written whole, as one file."""
+    return Path(output_dir, "data", f"{split}-00000-of-00001.parquet")
+
+
+@contextmanager
+def writing(output_dir: str | Path, split: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a split batch by batch; it appears under its name only when the block ends without an error."""
+    path = split_file(output_dir, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    dataset.to_parquet(unfinished)
-    os.replace(unfinished, path)
-    return path
+    try:
+        with pq.ParquetWriter(unfinished, schema) as writer:
+            yield writer
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def num_rows(name: str | Path, split: str) -> int:

@@ -1,0 +1,48 @@
+"""
+Keep what the model says consistently: candidates become the splits `curated` and `dropped`.
+
+accelerate launch recipes/curate.py --config recipes/digits/curate.yaml
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from sicog_trl.curation import CurationConfig, curate
+from sicog_trl.data import load
+
+
+@dataclass
+class CurateArguments:
+    """
+    Where the candidates are and where the dataset goes.
+
+    Args:
+        dataset_name (`str`):
+            Candidates: Hub id or artefact folder.
+        output_dir (`str`):
+            Artefact folder; splits `curated` and `dropped`.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        dataset_split (`str`, *optional*, defaults to `"candidates"`):
+            Split of the candidates.
+    """
+
+    dataset_name: str = field(metadata={"help": "Candidates: Hub id or artefact folder."})
+    output_dir: str = field(metadata={"help": "Artefact folder; splits `curated` and `dropped`."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="candidates", metadata={"help": "Split of the candidates."})
+
+
+def main(args: CurateArguments, curation_args: CurationConfig) -> None:
+    """Load the candidates, curate, summarise."""
+    candidates = load(args.dataset_name, args.dataset_config, args.dataset_split)
+    summary = curate(candidates, curation_args, args.output_dir)
+    Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main(*TrlParser((CurateArguments, CurationConfig)).parse_args_and_config())

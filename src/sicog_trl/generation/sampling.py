@@ -1,0 +1,118 @@
+"""What a sampler is asked and what it answers, and random numbers that belong to a candidate, not to a process."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from transformers import LogitsProcessor
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    Candidates wanted for one prompt.
+
+    Args:
+        images (`list[PIL.Image.Image]`):
+            What the model looks at; may be empty.
+        prompt (`str`):
+            Text of the user turn, without image placeholders.
+        seeds (`list[int]`):
+            One seed per candidate.
+    """
+
+    images: list[Image]
+    prompt: str
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One candidate: its text, why it ended (`"stop"` or `"length"`) and its number of tokens."""
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+
+
+class Sampler(Protocol):
+    """Anything that answers requests; the order of the answers is the order of the requests and of their seeds."""
+
+    def sample(self, requests: Sequence[Request]) -> list[list[Response]]:
+        """Return one list of responses per request, one response per seed."""
+        ...
+
+
+def candidate_seed(run_seed: int, row_id: str, prompt: str, index: int) -> int:
+    """
+    Return the seed of candidate `index` of a row: `hash(run_seed, row_id, prompt) + index`, below 2³¹.
+
+    It depends on nothing else, so more candidates later extend a run instead of replacing it.
+    """
+    digest = hashlib.blake2b(f"{run_seed}|{row_id}|{prompt}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") + index) % 2**31
+
+
+def uniform(seeds: np.ndarray, step: int) -> np.ndarray:
+    """
+    Return one number in [0, 1) per seed for a step of decoding: SplitMix64 as a counter-based generator.
+
+    A generator object per row would be slow and a shared one would make a row's text depend on its batch.
+
+    Args:
+        seeds (`np.ndarray` of shape `(batch_size,)`, `uint64`):
+            Seed of each sequence.
+        step (`int`):
+            Number of tokens generated so far.
+    """
+    with np.errstate(over="ignore"):
+        x = seeds * np.uint64(0x9E3779B97F4A7C15) + np.uint64(step + 1) * np.uint64(0xD1B54A32D192ED03)
+        for _ in range(2):  # twice: neighbouring seeds and steps must not show
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+class SeededSampling(LogitsProcessor):
+    """
+    Draw the next token of each sequence from its own stream, by inverting the cumulative distribution.
+
+    Everything but the drawn token gets `-inf`, so that `generate(do_sample=True)` can only take it.
+
+    Args:
+        seeds (`Sequence[int]`):
+            Seed of each sequence of the batch.
+        prompt_length (`int`):
+            Number of tokens of the padded prompt.
+        temperature (`float`):
+            Above 0; 0 means greedy.
+        top_p (`float`):
+            The most likely tokens with at least this probability in total are kept.
+    """
+
+    def __init__(self, seeds: Sequence[int], prompt_length: int, temperature: float, top_p: float):
+        self.seeds = np.asarray(seeds, dtype=np.uint64)
+        self.prompt_length = prompt_length
+        self.temperature = temperature
+        self.top_p = top_p
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self.temperature == 0:
+            token = scores.argmax(dim=-1, keepdim=True)
+        else:
+            ordered, tokens = torch.sort(scores.double() / self.temperature, dim=-1, descending=True, stable=True)
+            probabilities = ordered.softmax(dim=-1)
+            cumulative = probabilities.cumsum(dim=-1)
+            cumulative = cumulative.where(cumulative - probabilities < self.top_p, -1.0)
+            mass = cumulative.max(dim=-1, keepdim=True).values
+            draw = torch.from_numpy(uniform(self.seeds, input_ids.shape[1] - self.prompt_length))
+            target = draw.to(scores.device)[:, None] * mass
+            # The first kept token whose cumulative probability exceeds the draw.
+            rank = (cumulative > target).to(torch.uint8).argmax(dim=-1, keepdim=True)
+            token = tokens.gather(-1, rank)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)

@@ -1,0 +1,120 @@
+"""Shards: a fixed range of input rows becomes one Parquet file that exists if and only if it is complete.
+
+So a run can be killed at any moment and started again, by one process or by many: what is done is there, what is not
+there is to do, and two workers that make the same shard write the same bytes to the same name.
+"""
+
+import json
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+class PlanMismatchError(ValueError):
+    """The output folder holds a run that was started with other settings."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    The division of a run into shards.
+
+    Args:
+        output_dir (`Path`):
+            Folder of the run; shards stand in `data/`.
+        num_rows (`int`):
+            Rows of the input.
+        rows_per_shard (`int`):
+            Rows of a shard; the last one may have fewer.
+    """
+
+    output_dir: Path
+    num_rows: int
+    rows_per_shard: int
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.num_rows // self.rows_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """Return the input rows of a shard."""
+        return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.num_rows))
+
+    def path(self, shard: int) -> Path:
+        """Return where a shard is published."""
+        return self.output_dir / "data" / f"candidates-{shard:05d}-of-{self.num_shards:05d}.parquet"
+
+    def missing(self) -> list[int]:
+        """Return the shards that are not published yet."""
+        return [shard for shard in range(self.num_shards) if not self.path(shard).exists()]
+
+
+def make_plan(output_dir: str | Path, num_rows: int, rows_per_shard: int, fingerprint: dict[str, Any]) -> Plan:
+    """
+    Write `plan.json`, or check it if the run was started before.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run.
+        num_rows (`int`):
+            Rows of the input.
+        rows_per_shard (`int`):
+            Rows of a shard.
+        fingerprint (`dict[str, Any]`):
+            Everything that decides the text of the candidates. Engine, batch size and number of workers do not.
+
+    Raises:
+        [`PlanMismatchError`]: if the run in the folder was started with another fingerprint.
+    """
+    path = Path(output_dir, "plan.json")
+    wanted = {"num_rows": num_rows, "rows_per_shard": rows_per_shard, **fingerprint}
+    wanted = json.loads(json.dumps(wanted, sort_keys=True))
+    if path.exists():
+        found = json.loads(path.read_text())
+        for key in sorted(wanted.keys() | found.keys()):
+            if wanted.get(key) != found.get(key):
+                raise PlanMismatchError(
+                    f"{path}: the run there was started with {key}={found.get(key)!r}, now it is {wanted.get(key)!r}; "
+                    "go back to that value, or choose another output_dir"
+                )
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _publish(path, lambda unfinished: unfinished.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n"))
+    return Plan(Path(output_dir), num_rows, rows_per_shard)
+
+
+def publish(table: pa.Table, path: Path) -> None:
+    """Write a shard beside its place and rename it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _publish(path, lambda unfinished: pq.write_table(table, unfinished))
+
+
+def _publish(path: Path, write: Any) -> None:
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        write(unfinished)
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Delete what processes of this machine that no longer live left half written."""
+    for file in Path(output_dir, "data").glob(".candidates-*"):
+        *_, host, pid, _ = file.name.split(".")
+        if host == socket.gethostname() and not Path("/proc", pid).exists():
+            file.unlink(missing_ok=True)

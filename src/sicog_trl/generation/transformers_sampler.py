@@ -1,0 +1,115 @@
+"""The embedded sampler: `generate` of Transformers, batched, every candidate with its own random stream."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
+from trl.data_utils import prepare_multimodal_messages
+
+from .sampling import Request, Response, SeededSampling
+
+
+class TransformersSampler:
+    """
+    Sample with a model in this process.
+
+    Args:
+        model_name_or_path (`str`):
+            Anything that `AutoModelForImageTextToText` loads.
+        revision (`str`, *optional*):
+            Revision of a Hub model.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Precision of the weights.
+        device (`str`, *optional*):
+            Device; a GPU if there is one.
+        batch_size (`int`, *optional*, defaults to `256`):
+            Candidates per forward pass. It does not change any text.
+        max_completion_length (`int`, *optional*, defaults to `512`):
+            Most tokens of a candidate; what is cut there has the finish reason `"length"`.
+        temperature (`float`, *optional*, defaults to `0.7`):
+            0 means greedy.
+        top_p (`float`, *optional*, defaults to `0.9`):
+            Nucleus.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        batch_size: int = 256,
+        max_completion_length: int = 512,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+    ):
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor = AutoProcessor.from_pretrained(model_name_or_path, revision=revision)
+        self.model = AutoModelForImageTextToText.from_pretrained(model_name_or_path, revision=revision, dtype=dtype)
+        self.model.to(device).eval()
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.top_p = top_p
+
+        tokenizer = self.processor.tokenizer
+        stop = self.model.generation_config.eos_token_id or tokenizer.eos_token_id
+        self.stop_tokens = set(stop if isinstance(stop, list) else [stop])
+        # A sampled image placeholder has no image behind it and breaks whatever reads the text.
+        image_token = getattr(self.model.config, "image_token_id", None)
+        # A checkpoint's own sampling defaults would be merged into ours; candidates must differ by seed alone.
+        self.model.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=max_completion_length,
+            eos_token_id=sorted(self.stop_tokens),
+            pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=None if image_token is None else [image_token],
+        )
+
+    def render(self, request: Request) -> str:
+        """Return the prompt as training sees it: TRL places the images, the chat template does the rest."""
+        messages = prepare_multimodal_messages([{"role": "user", "content": request.prompt}], images=request.images)
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def sample(self, requests: Sequence[Request]) -> list[list[Response]]:
+        """See [`Sampler`]. Requests of like length share a batch, so that little is padded."""
+        prompts = [self.render(request) for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].seeds), len(prompts[i])))
+        responses: list[list[Response]] = [[] for _ in requests]
+        start = 0
+        while start < len(order):
+            num_candidates = len(requests[order[start]].seeds)
+            batch = order[start : start + max(1, self.batch_size // num_candidates)]
+            batch = [i for i in batch if len(requests[i].seeds) == num_candidates]
+            answers = self._generate([requests[i] for i in batch], [prompts[i] for i in batch], num_candidates)
+            for i, answer in zip(batch, answers, strict=True):
+                responses[i] = answer
+            start += len(batch)
+        return responses
+
+    @torch.inference_mode()
+    def _generate(self, requests: list[Request], prompts: list[str], num_candidates: int) -> list[list[Response]]:
+        images = [request.images for request in requests]
+        inputs = self.processor(
+            images=images if any(images) else None,
+            text=prompts,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,  # the chat template wrote them
+            return_tensors="pt",
+        ).to(self.model.device, dtype=self.model.dtype)
+        length = inputs["input_ids"].shape[1]
+        seeds = [seed for request in requests for seed in request.seeds]
+        sampling = SeededSampling(seeds, length, self.temperature, self.top_p)
+        output = self.model.generate(
+            **inputs, num_return_sequences=num_candidates, logits_processor=LogitsProcessorList([sampling])
+        )
+        answers = [self._read(tokens) for tokens in output[:, length:].tolist()]
+        return [answers[i : i + num_candidates] for i in range(0, len(answers), num_candidates)]
+
+    def _read(self, tokens: list[int]) -> Response:
+        stop = next((i for i, token in enumerate(tokens) if token in self.stop_tokens), None)
+        text = self.processor.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
+        return Response(text, "length" if stop is None else "stop", len(tokens) if stop is None else stop + 1)

@@ -1,0 +1,78 @@
+"""What was run: code, versions, hardware, weights. Every artefact of a run names them."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+PACKAGES = ("sicog-trl", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "lmms-eval")
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def weights_fingerprint(model_name_or_path: str, revision: str | None = None) -> str:
+    """
+    Identify the weights behind a name: a hash of the files of a local model, the id and revision of a Hub model.
+
+    Args:
+        model_name_or_path (`str`):
+            Folder of a model or adapter, or Hub id.
+        revision (`str`, *optional*):
+            Revision of a Hub model.
+    """
+    folder = Path(model_name_or_path)
+    if not folder.is_dir():
+        return f"{model_name_or_path}@{revision or 'main'}"
+    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights ({' or '.join(WEIGHTS)})")
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of each package that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor, the number of cores this process may use, and the GPUs."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "processor": _processor(), "cores": cores, "gpus": gpus}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def commit() -> dict[str, Any]:
+    """Return the commit of the code and whether files differ from it; both `None` outside a git checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": head.stdout.strip(), "dirty": bool(changes.stdout.strip())}
