@@ -1,0 +1,48 @@
+"""
+Score checkpoints with lmms-eval and compare them row by row; started again, it does what is missing.
+
+accelerate launch recipes/evaluate.py --config recipes/digits/evaluate.yaml
+"""
+
+from typing import Any
+
+from trl import TrlParser
+
+from sicog_trl.evaluation import EvaluationConfig, evaluate
+from sicog_trl.tasks import TASKS
+
+
+def table(scores: dict[str, Any]) -> str:
+    """Return the headline metric of each task and model in points, and the differences with their intervals."""
+    models = list(scores["models"])
+    rows = [["task", "metric", "n", *models]]
+    for task in scores["models"][models[0]]:
+        metric = TASKS[task].metrics[0]
+        found = [scores["models"][model][task] for model in models]
+        rows.append([task, metric, str(found[0]["n"]), *(f"{100 * entry[metric]:.1f}" for entry in found)])
+    blocks = [_align(rows)]
+    for before, after in dict.fromkeys((entry["before"], entry["after"]) for entry in scores["comparisons"]):
+        rows = [[f"{after} - {before}", "metric", "points", "95 % interval", "fixed", "broken", "p"]]
+        for entry in scores["comparisons"]:
+            if (entry["before"], entry["after"]) == (before, after):
+                points, low, high = (f"{100 * entry[key]:+.1f}" for key in ("difference", "low", "high"))
+                changes = [str(entry["fixed"]), str(entry["broken"]), f"{entry['p']:.3g}"]
+                rows.append([entry["task"], entry["metric"], points, f"[{low}, {high}]", *changes])
+        blocks.append(_align(rows))
+    return "\n\n".join(blocks)
+
+
+def _align(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def main(config: EvaluationConfig) -> None:
+    """Evaluate, compare, print the table; a result that is missing ends it with an error."""
+    print(table(evaluate(config)))
+
+
+if __name__ == "__main__":
+    main(*TrlParser((EvaluationConfig,)).parse_args_and_config())
