@@ -36,6 +36,9 @@ class CurateArguments:
     dataset_split: str = field(default="candidates", metadata={"help": "Split of the candidates."})
 
 
+ARGUMENTS = (CurateArguments, CurationConfig)
+
+
 def main(args: CurateArguments, curation_args: CurationConfig) -> None:
     """Load the candidates, curate, summarise."""
     candidates = load(args.dataset_name, args.dataset_config, args.dataset_split)
@@ -45,4 +48,4 @@ def main(args: CurateArguments, curation_args: CurationConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((CurateArguments, CurationConfig)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

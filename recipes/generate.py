@@ -33,6 +33,9 @@ class GenerateArguments:
     batch_size: int = field(default=256, metadata={"help": "Candidates per forward pass."})
 
 
+ARGUMENTS = (ScriptArguments, ModelConfig, CandidateConfig, GenerateArguments)
+
+
 def main(
     script_args: ScriptArguments, model_args: ModelConfig, candidate_args: CandidateConfig, args: GenerateArguments
 ) -> None:
@@ -64,4 +67,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, ModelConfig, CandidateConfig, GenerateArguments)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

@@ -39,6 +39,9 @@ class WorldArguments:
     tower_steps: int = field(default=600, metadata={"help": "Training steps of the vision tower."})
 
 
+ARGUMENTS = (WorldArguments,)
+
+
 def main(args: WorldArguments) -> None:
     """Write the pools, then the model."""
     output_dir = Path(args.output_dir)
@@ -63,4 +66,4 @@ def main(args: WorldArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((WorldArguments,)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

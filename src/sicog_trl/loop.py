@@ -1,0 +1,298 @@
+"""The whole line as a list of stages: what each one is given, in which order, and how a cut-off run goes on.
+
+SICOG's rounds: stage 1 teaches the model to look and think in steps from a little annotated data; then, each round, it
+writes candidates for the unlabelled images, self-consistency curates them, a model is pre-trained on what was kept and
+tuned on instructions. A control is the same list with one thing exchanged, so that all arms take the same number of
+training steps.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from .provenance import commit, hardware, versions
+
+
+ARM = "sicog"
+CONTROLS = ("annotated_only", "random_candidate", "oracle")
+CURATED = "$curated"
+
+
+@dataclass
+class LoopConfig:
+    """
+    A run of the whole line.
+
+    The sections below hold the arguments of a recipe as its own YAML would. In their strings `$run` is the folder of
+    the run, `$seed` its seed (another one each round), `$model` the model that an arm has reached, `$candidates` and
+    `$curated` the datasets that the round has made; `output_dir` is filled in.
+
+    Args:
+        output_dir (`str`):
+            Folder of the run: one sub-folder per stage, the report on top.
+        prepare (`dict[str, dict]`, *optional*):
+            Stages to run first, by name; each names its `recipe` (path below `recipes/`).
+        base_model (`str`):
+            The model to start from.
+        cognition, generate, curate, pretrain, instruct, evaluate (`dict`):
+            Arguments of the stages. `instruct` may be empty; then the round ends with pre-training.
+        rounds (`int`, *optional*, defaults to `1`):
+            Rounds of self-improvement.
+        keep (`list[float]`, *optional*):
+            Share of the rows that curation keeps, one value per round.
+        controls (`list[str]`, *optional*):
+            Further arms of equal training steps: `annotated_only` (no self-generated data), `random_candidate` (its
+            own candidates, chosen by chance), `oracle` (the true labels of the rows).
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of everything.
+        accelerate_config (`str`, *optional*, defaults to `"accelerate_configs/cpu.yaml"`):
+            How the stages are launched.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder of the run."})
+    base_model: str = field(metadata={"help": "The model to start from."})
+    cognition: dict = field(metadata={"help": "Arguments of sft.py for stage 1."})
+    generate: dict = field(metadata={"help": "Arguments of generate.py."})
+    curate: dict = field(metadata={"help": "Arguments of curate.py."})
+    pretrain: dict = field(metadata={"help": "Arguments of sft.py for pre-training."})
+    evaluate: dict = field(metadata={"help": "Arguments of evaluate.py."})
+    instruct: dict = field(default_factory=dict, metadata={"help": "Arguments of sft.py for instruction tuning."})
+    prepare: dict = field(default_factory=dict, metadata={"help": "Stages to run first, by name."})
+    rounds: int = field(default=1, metadata={"help": "Rounds of self-improvement."})
+    keep: list[float] | None = field(default=None, metadata={"help": "Share of rows kept, one value per round."})
+    controls: list[str] = field(default_factory=list, metadata={"help": "Further arms of equal training steps."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything."})
+    accelerate_config: str = field(default="accelerate_configs/cpu.yaml", metadata={"help": "How stages are launched."})
+
+    def __post_init__(self) -> None:
+        if unknown := [control for control in self.controls if control not in CONTROLS]:
+            raise ValueError(f"controls: unknown {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
+        if self.keep is not None and len(self.keep) != self.rounds:
+            raise ValueError(f"keep has {len(self.keep)} values for {self.rounds} rounds; give one per round")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    One run of one recipe.
+
+    Args:
+        name (`str`):
+            Path below the folder of the run, such as `sicog/round-1/generate`.
+        recipe (`str`):
+            Path below `recipes/`.
+        config (`dict[str, Any]`):
+            The resolved arguments, `output_dir` included.
+        arm (`str` or `None`):
+            `None` for what all arms share.
+        round (`int` or `None`):
+            Counted from 1.
+    """
+
+    name: str
+    recipe: str
+    config: dict[str, Any]
+    arm: str | None = None
+    round: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the stage."""
+        return Path(self.config["output_dir"])
+
+
+class StageError(RuntimeError):
+    """A stage failed, or the folder of the run holds one that was started with other arguments."""
+
+
+def stages(config: LoopConfig) -> list[Stage]:
+    """Return all stages of a run, in order, with every argument resolved."""
+    run = Path(config.output_dir)
+    known: dict[str, Any] = {"run": str(run), "seed": config.seed}
+    plan = []
+    for name, section in config.prepare.items():
+        arguments = {key: value for key, value in section.items() if key != "recipe"}
+        plan.append(_stage(name, section["recipe"], arguments, known))
+    base = _resolve(config.base_model, known)
+    plan.append(_stage("stage1", "sft.py", config.cognition, {**known, "model": base}))
+    models = {"base": base, "stage1": str(run / "stage1")}
+    for arm in [ARM, *config.controls]:
+        rounds = list(_rounds(config, arm, known))
+        plan += rounds
+        models[arm] = str(rounds[-1].folder)
+    arguments = {"models": models, **config.evaluate}
+    plan.append(_stage("evaluate", "evaluate.py", arguments, known))
+    return plan
+
+
+def _rounds(config: LoopConfig, arm: str, known: dict[str, Any]) -> Iterator[Stage]:
+    run, model = Path(config.output_dir), str(Path(config.output_dir, "stage1"))
+    for number in range(1, config.rounds + 1):
+        folder = f"{arm}/round-{number}"
+        own = {
+            **known,
+            "seed": config.seed + 1000 * number,
+            "model": model,
+            # The oracle labels the rows that the main arm's candidates were sampled for.
+            "candidates": str(run / (ARM if arm == "oracle" else arm) / f"round-{number}" / "generate"),
+            "curated": str(run / folder / "curate"),
+        }
+        place = {"arm": arm, "round": number}
+        if arm in (ARM, "random_candidate"):
+            yield _stage(f"{folder}/generate", "generate.py", {"model_name_or_path": "$model", **config.generate}, own, **place)
+        if arm != "annotated_only":
+            arguments = {"dataset_name": "$candidates", **config.curate}
+            if config.keep:
+                arguments["keep"] = config.keep[number - 1]
+            if arm != ARM:
+                arguments["strategy"] = {"random_candidate": "random", "oracle": "oracle"}[arm]
+            yield _stage(f"{folder}/curate", "curate.py", arguments, own, **place)
+        for name, section in (("pretrain", config.pretrain), ("instruct", config.instruct)):
+            if section:
+                arguments = {"model_name_or_path": "$model", **section}
+                if arm == "annotated_only":
+                    arguments["datasets"] = [source for source in section["datasets"] if source["path"] != CURATED]
+                stage = _stage(f"{folder}/{name}", "sft.py", arguments, {**own, "model": model}, **place)
+                model = str(stage.folder)
+                yield stage
+
+
+def _stage(name: str, recipe: str, arguments: dict, known: dict[str, Any], **place: Any) -> Stage:
+    config = {**_resolve(arguments, known), "output_dir": str(Path(known["run"], name))}
+    return Stage(name, recipe, config, **place)
+
+
+def _resolve(value: Any, known: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(part, known) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_resolve(part, known) for part in value]
+    if isinstance(value, str) and "$" in value:
+        if value[1:] in known:
+            return known[value[1:]]  # keeps the type of a seed
+        try:
+            return Template(value).substitute(known)
+        except KeyError as error:
+            raise ValueError(f"{value!r}: there is no ${error.args[0]} here; known are {sorted(known)}") from error
+    return value
+
+
+def run(config: LoopConfig, recipes: str | Path) -> Path:
+    """
+    Run every stage that is not done yet, one process each.
+
+    Args:
+        config ([`LoopConfig`]):
+            The run.
+        recipes (`str` or `Path`):
+            Folder of the recipes.
+
+    Returns:
+        `Path`: folder of the run, with `manifest.json`, `stages.json` and one folder per stage.
+    """
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(config), sort_keys=False))
+    _write_manifest(folder, config)
+    plan = stages(config)
+    for stage in plan:
+        _check(stage)
+    for number, stage in enumerate(plan, 1):
+        title = f"[{number}/{len(plan)}] {stage.name}"
+        if _state(stage).get("status") == "done":
+            print(f"{title}: done before, {_state(stage)['seconds']:.0f} s", flush=True)
+        else:
+            print(f"{title}", flush=True)
+            _launch(stage, config.accelerate_config, Path(recipes))
+        _write_json(folder / "stages.json", [_record(each) for each in plan])
+    _write_manifest(folder, config, finished=True)
+    return folder
+
+
+def _state(stage: Stage) -> dict[str, Any]:
+    path = stage.folder / "stage.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _check(stage: Stage) -> None:
+    """Refuse to go on with a stage that was started with other arguments."""
+    found = _state(stage).get("config", stage.config)
+    for key in sorted(stage.config.keys() | found.keys()):
+        if found.get(key) != stage.config.get(key):
+            raise StageError(
+                f"{stage.folder}: started with {key}={found.get(key)!r}, now it is {stage.config.get(key)!r}; go back to "
+                "that value, choose another output_dir, or delete the folder and those of the stages that build on it"
+            )
+
+
+def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
+    """Start a recipe, resuming what an earlier attempt left; note the time of all attempts that came to an end."""
+    path = stage.folder / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(stage.config, sort_keys=False))
+    spent = _state(stage).get("seconds", 0.0)
+    _write_json(stage.folder / "stage.json", {"status": "started", "seconds": spent, "config": stage.config})
+    script = str(recipes / stage.recipe)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config, script]
+    command += ["--config", str(path)]
+    started = time.monotonic()
+    code = subprocess.run(command).returncode
+    state = {"status": "failed" if code else "done", "seconds": spent + time.monotonic() - started}
+    _write_json(stage.folder / "stage.json", {**state, "config": stage.config, "command": shlex.join(command)})
+    if code:
+        raise StageError(
+            f"stage {stage.name} ended with exit code {code}; its arguments are in {path}. Run the same command again to "
+            "go on from here."
+        )
+
+
+def _record(stage: Stage) -> dict[str, Any]:
+    """Describe a stage for the report."""
+    state = _state(stage)
+    counts: dict[str, Any] = {}
+    for name in ("summary.json", "training.json"):
+        if (stage.folder / name).exists():
+            counts |= json.loads((stage.folder / name).read_text())
+    return {
+        "name": stage.name,
+        "arm": stage.arm,
+        "round": stage.round,
+        "recipe": stage.recipe,
+        "status": state.get("status", "missing"),
+        "seconds": state.get("seconds"),
+        "output_dir": str(stage.folder),
+        "counts": counts,
+    }
+
+
+def _write_manifest(folder: Path, config: LoopConfig, finished: bool = False) -> None:
+    path = folder / "manifest.json"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    before = json.loads(path.read_text()) if path.exists() else {}
+    manifest = {
+        "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        **commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "seed": config.seed,
+        "started": before.get("started", now),
+        "finished": now if finished else None,
+    }
+    _write_json(path, manifest)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(unfinished, path)
