@@ -213,8 +213,8 @@ def collect(output_dir: Path, config: EvaluationConfig, tasks: dict[str, Task]) 
     Read every result of a run and compare the models with each reference.
 
     Returns:
-        `dict[str, Any]`: `models`, `comparisons` and `health`. A result that is missing or lacks some of its samples is
-        an error, never a gap in the table.
+        `dict[str, Any]`: `models`, `comparisons` and `health`. A result that is missing or lacks samples is an error,
+        never a gap in the table.
     """
     models: dict[str, Any] = {}
     health: dict[str, Any] = {}
