@@ -35,7 +35,7 @@ $(STAMP): setup.py constraints.txt
 quickstart study $(STUDY_SEEDS) test test-slow: export HF_HUB_OFFLINE := 1
 
 quickstart: $(STAMP)  ## SICOG from base model to report on the digits world
-	$(BIN)/python recipes/self_improve.py --config recipes/digits/quickstart.yaml
+	$(BIN)/python recipes/self_improve.py --config recipes/digits/self_improve.yaml
 
 study: $(STUDY_SEEDS)  ## all controls, three seeds, then one table (make -j2 study: two seeds at a time)
 	$(BIN)/python benchmarks/study.py $(SEEDS:%=runs/study/seed-%)
@@ -43,7 +43,8 @@ study: $(STUDY_SEEDS)  ## all controls, three seeds, then one table (make -j2 st
 # One thread each, so that a seed computes the same sums alone and beside another.
 $(STUDY_SEEDS): export OMP_NUM_THREADS := 1
 $(STUDY_SEEDS): study-seed-%: $(STAMP)
-	$(BIN)/python recipes/self_improve.py --config recipes/digits/study.yaml --seed $* --output_dir runs/study/seed-$*
+	$(BIN)/python recipes/self_improve.py --config recipes/digits/self_improve.yaml \
+		--controls annotated_only random_candidate oracle --seed $* --output_dir runs/study/seed-$*
 
 test: $(STAMP)  ## the offline tests (PYTEST_ARGS="-n 2" passes options on)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

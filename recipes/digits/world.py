@@ -10,7 +10,7 @@ from pathlib import Path
 from trl import TrlParser
 
 from sicog_trl.data import save
-from sicog_trl.digits import annotated_pool, evaluation_pool, unlabelled_pool
+from sicog_trl.digits import annotated_pool, evaluation_pool, preference_pool, unlabelled_pool
 from sicog_trl.digits_model import build_model, build_processor, warm_up_tower
 
 
@@ -21,7 +21,7 @@ class WorldArguments:
 
     Args:
         output_dir (`str`):
-            Folder for `annotated`, `unlabelled`, `development`, `test` (artefact folders) and `model`.
+            Folder for `annotated`, `preference`, `unlabelled`, `development`, `test` (artefact folders) and `model`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the split of the scans, of the scenes and of the weights.
         annotated, unlabelled, development, test (`int`, *optional*):
@@ -48,6 +48,7 @@ def main(args: WorldArguments) -> None:
     annotated = annotated_pool(args.annotated, args.seed)
     pools = {
         "annotated": annotated,
+        "preference": {"train": preference_pool(args.annotated, args.seed)},
         "unlabelled": {"train": unlabelled_pool(args.unlabelled, args.seed)},
         "development": evaluation_pool("development", args.development, args.seed),
         "test": evaluation_pool("test", args.test, args.seed),

@@ -51,6 +51,9 @@ CURATED_FEATURES = Features(
 ANNOTATED_FEATURES = Features(
     {name: feature for name, feature in CURATED_FEATURES.items() if name not in ("consistency", "num_candidates")}
 )
+PREFERENCE_FEATURES = Features(
+    {"id": Value("string"), "images": List(Image()), "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
+)
 DROPPED_FEATURES = Features(
     {
         "id": Value("string"),

@@ -7,7 +7,7 @@ the pools and the model that starts in them.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from datasets import Dataset
@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from .data import ANNOTATED_FEATURES, IMAGES_FEATURES
+from .data import ANNOTATED_FEATURES, IMAGES_FEATURES, PREFERENCE_FEATURES
 from .prompts import prompt_for, task_of
 from .responses import build_steps
 
@@ -273,6 +273,32 @@ def annotated_pool(count: int, seed: int) -> dict[str, Dataset]:
                 add("cognition", number, scene, "direct_answer", question.answer, question.question)
                 add("cognition", number, scene, "chain_of_thought", chain, question.question)
     return {split: Dataset.from_list(part, features=ANNOTATED_FEATURES) for split, part in rows.items()}
+
+
+def preference_pool(count: int, seed: int) -> Dataset:
+    """
+    Return pairs on the annotated scenes: the true description against one that misnames one object.
+
+    Returns:
+        `datasets.Dataset`: TRL preference rows (`images`, `prompt`, `chosen`, `rejected`) with their `id`.
+    """
+    rng = np.random.default_rng([seed, 300])
+    rows = []
+    for number, scene in enumerate(_scenes("annotated", count, seed)):
+        cell = str(rng.choice(list(scene.objects)))
+        colour, digit = scene.objects[cell]
+        wrong = str(rng.choice([other for other in DIGITS if other != digit]))
+        damaged = replace(scene, objects={**scene.objects, cell: (colour, wrong)})
+        rows.append(
+            {
+                "id": f"preference-{number:05d}",
+                "images": [scene.image],
+                "prompt": [{"role": "user", "content": prompt_for("detailed_description")}],
+                "chosen": [{"role": "assistant", "content": detailed_description(scene)}],
+                "rejected": [{"role": "assistant", "content": detailed_description(damaged)}],
+            }
+        )
+    return Dataset.from_list(rows, features=PREFERENCE_FEATURES)
 
 
 def unlabelled_pool(count: int, seed: int) -> Dataset:

@@ -34,9 +34,10 @@ class LoopConfig:
     """
     A run of the whole line.
 
-    The sections below hold the arguments of a recipe as its own YAML would. In their strings `$run` is the folder of
-    the run, `$seed` its seed (another one each round), `$model` the model that an arm has reached, `$candidates` and
-    `$curated` the datasets that the round has made; `output_dir` is filled in.
+    The sections below hold the arguments of a recipe as its own YAML would; with the key `config` they start from such
+    a YAML and replace what they name. In their strings `$run` is the folder of
+    the run, `$seed` its seed (another one each round), `$candidates` and `$curated` the datasets that the round has made.
+    `output_dir` and, unless it is named, the model that an arm has reached are filled in.
 
     Args:
         output_dir (`str`):
@@ -52,8 +53,8 @@ class LoopConfig:
         keep (`list[float]`, *optional*):
             Share of the rows that curation keeps, one value per round.
         controls (`list[str]`, *optional*):
-            Further arms of equal training steps: `annotated_only` (no self-generated data), `random_candidate` (its
-            own candidates, chosen by chance), `oracle` (the true labels of the rows).
+            Further arms of equal training steps: `annotated_only` (no self-generated data), `random_candidate` (as
+            many rows and candidates, drawn by chance from the same ones), `oracle` (the true labels of as many rows).
         seed (`int`, *optional*, defaults to `0`):
             Seed of everything.
         accelerate_config (`str`, *optional*, defaults to `"accelerate_configs/cpu.yaml"`):
@@ -122,16 +123,16 @@ def stages(config: LoopConfig) -> list[Stage]:
     known: dict[str, Any] = {"run": str(run), "seed": config.seed}
     plan = []
     for name, section in config.prepare.items():
-        arguments = {key: value for key, value in section.items() if key != "recipe"}
-        plan.append(_stage(name, section["recipe"], arguments, known))
+        arguments = _section(section)
+        plan.append(_stage(name, arguments.pop("recipe"), arguments, known))
     base = _resolve(config.base_model, known)
-    plan.append(_stage("stage1", "sft.py", config.cognition, {**known, "model": base}))
+    plan.append(_stage("stage1", "sft.py", _section(config.cognition, model_name_or_path=base), known))
     models = {"base": base, "stage1": str(run / "stage1")}
     for arm in [ARM, *config.controls]:
         rounds = list(_rounds(config, arm, known))
         plan += rounds
         models[arm] = str(rounds[-1].folder)
-    arguments = {"models": models, **config.evaluate}
+    arguments = _section(config.evaluate, models=models, reference=["base", *config.controls])
     plan.append(_stage("evaluate", "evaluate.py", arguments, known))
     return plan
 
@@ -143,34 +144,45 @@ def _rounds(config: LoopConfig, arm: str, known: dict[str, Any]) -> Iterator[Sta
         own = {
             **known,
             "seed": config.seed + 1000 * number,
-            "model": model,
-            # The oracle labels the rows that the main arm's candidates were sampled for.
-            "candidates": str(run / (ARM if arm == "oracle" else arm) / f"round-{number}" / "generate"),
+            # The controls choose from the main arm's candidates, so that what differs is the choice.
+            "candidates": str(run / ARM / f"round-{number}" / "generate"),
             "curated": str(run / folder / "curate"),
         }
         place = {"arm": arm, "round": number}
-        if arm in (ARM, "random_candidate"):
-            yield _stage(f"{folder}/generate", "generate.py", {"model_name_or_path": "$model", **config.generate}, own, **place)
+        if arm == ARM:
+            arguments = _section(config.generate, model_name_or_path=model)
+            yield _stage(f"{folder}/generate", "generate.py", arguments, own, **place)
         if arm != "annotated_only":
-            arguments = {"dataset_name": "$candidates", **config.curate}
+            arguments = _section(config.curate, dataset_name="$candidates")
             if config.keep:
                 arguments["keep"] = config.keep[number - 1]
             if arm != ARM:
                 arguments["strategy"] = {"random_candidate": "random", "oracle": "oracle"}[arm]
             yield _stage(f"{folder}/curate", "curate.py", arguments, own, **place)
         for name, section in (("pretrain", config.pretrain), ("instruct", config.instruct)):
-            if section:
-                arguments = {"model_name_or_path": "$model", **section}
-                if arm == "annotated_only":
-                    arguments["datasets"] = [source for source in section["datasets"] if source["path"] != CURATED]
-                stage = _stage(f"{folder}/{name}", "sft.py", arguments, {**own, "model": model}, **place)
-                model = str(stage.folder)
-                yield stage
+            if not section:
+                continue
+            arguments = _section(section, model_name_or_path=model)
+            if arm == "annotated_only":
+                arguments["datasets"] = [source for source in arguments["datasets"] if source["path"] != CURATED]
+            stage = _stage(f"{folder}/{name}", "sft.py", arguments, own, **place)
+            model = str(stage.folder)
+            yield stage
 
 
 def _stage(name: str, recipe: str, arguments: dict, known: dict[str, Any], **place: Any) -> Stage:
     config = {**_resolve(arguments, known), "output_dir": str(Path(known["run"], name))}
     return Stage(name, recipe, config, **place)
+
+
+def _section(section: dict, **filled: Any) -> dict:
+    """Return the arguments of a section: what it names itself, then what the loop fills in, then the YAML it starts from."""
+    section = dict(section)
+    path = Path(section.pop("config", ""))
+    if path.name and not path.exists():
+        raise FileNotFoundError(f"config: {path} does not exist; paths are relative to the working directory")
+    start = yaml.safe_load(path.read_text()) if path.name else {}
+    return {**start, **filled, **section}
 
 
 def _resolve(value: Any, known: dict[str, Any]) -> Any:
