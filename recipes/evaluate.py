@@ -6,6 +6,7 @@ accelerate launch recipes/evaluate.py --config recipes/digits/evaluate.yaml
 
 from typing import Any
 
+from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.evaluation import EvaluationConfig, evaluate
@@ -41,7 +42,8 @@ def _align(rows: list[list[str]]) -> str:
 
 def main(config: EvaluationConfig) -> None:
     """Evaluate, compare, print the table; a result that is missing ends it with an error."""
-    print(table(evaluate(config)))
+    scores = evaluate(config)
+    PartialState().print(table(scores))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import yaml
 from datasets import Dataset
 from PIL import Image
 
+from sicog_trl.checkpoints import resolve_adapter
 from sicog_trl.data import IMAGES_FEATURES, save
 from sicog_trl.digits import evaluation_pool
 from sicog_trl.digits_model import build_model
-from sicog_trl.evaluation import EvaluationConfig, collect, conditions_of, evaluate, resolve_adapter
+from sicog_trl.evaluation import EvaluationConfig, collect, conditions_of, evaluate
 from sicog_trl.responses import build_steps
 from sicog_trl.tasks import SUITES, TASKS, select_tasks, write_task_files
 
@@ -99,6 +100,21 @@ def test_batches_do_not_change_answers(run, pool, models, harness, tmp_path):
     for task in SUITES["digits"]:
         file = f"base/samples_{task}.jsonl"
         assert Path(config.output_dir, file).read_text() == (tmp_path / file).read_text()
+
+
+def test_two_processes_give_the_same_answers(run, tmp_path):
+    config, _ = run
+    settings = {"models": {"base": config.models["base"]}, "tasks": ["digits_vqa"], "limit": NUM_ROWS - 1}
+    settings |= {"dataset_name": config.dataset_name, "output_dir": str(tmp_path)}
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/multi_cpu.yaml"]
+    command = [*launch, "--main_process_port", "0", "recipes/evaluate.py", "--config", str(tmp_path / "evaluate.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("digits_vqa") == 1
+    file = "base/samples_digits_vqa.jsonl"
+    lines = Path(config.output_dir, file).read_text().splitlines()
+    assert (tmp_path / file).read_text().splitlines() == lines[:-1]
 
 
 def test_a_second_run_does_what_is_missing(run, tmp_path):
@@ -359,6 +375,12 @@ def test_importing_does_not_import_lmms_eval():
 def test_settings_that_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
         EvaluationConfig(**{"models": {"base": "x"}, "dataset_name": "d", "output_dir": "o", **change})
+
+
+def test_a_model_that_is_not_there(pool, tmp_path):
+    config = EvaluationConfig(models={"base": "runs/gone/model"}, dataset_name=str(pool), output_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="runs/gone/model is not a folder"):
+        evaluate(config)
 
 
 def test_a_dataset_without_the_split(models, tmp_path):

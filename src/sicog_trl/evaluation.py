@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import PartialState
 
+from .checkpoints import model_fingerprint
 from .comparison import compare, read_samples
 from .data import num_rows
-from .provenance import commit, hardware, versions, weights_fingerprint
+from .provenance import commit, hardware, versions
 from .tasks import FOLDER, Task, data_files, hash_files, select_tasks, write_task_files
 
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 # What a score depends on besides the weights and the rows.
 _PACKAGES = ("torch", "transformers", "lmms-eval")
 _CODE = ("harness.py", "lmms_wrapper.py", "prompts.py", "responses.py", "digits.py")
-_MODEL_FILES = ("*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt", "*.model")
 
 
 @dataclass
@@ -110,7 +111,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
     conditions = {name: conditions_of(config, task) for name, task in tasks.items()}
     weights = {name: model_fingerprint(path) for name, path in config.models.items()}
-    state = PartialState()
+    # Unless it is told, Accelerate does not join several processes without a GPU.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process:
         write_task_files(output_dir / "tasks", config.dataset_name, tasks)
     state.wait_for_everyone()
@@ -144,14 +146,6 @@ def _run_tasks(model: dict[str, str], conditions: dict[str, dict[str, Any]], con
         harness.run_task(wrapper, task, Path(config.output_dir), header, config.limit)
 
 
-def model_fingerprint(path: str) -> str:
-    """Identify what answers: the weights, and the files that decide what the model sees and when it stops."""
-    parts = [part for part in resolve_adapter(path) if part]
-    weights = "+".join(weights_fingerprint(part) for part in parts)
-    files = sorted(file for part in parts for pattern in _MODEL_FILES for file in Path(part).glob(pattern))
-    return f"{weights}/{hash_files(files)}" if files else weights
-
-
 def conditions_of(config: EvaluationConfig, task: Task) -> dict[str, Any]:
     """Return what a score on `task` depends on besides the checkpoint; two scores compare only if it is equal."""
     folder = (FOLDER / task.file).parent
@@ -182,30 +176,6 @@ def is_finished(folder: Path, task: str, weights: str, conditions: dict[str, Any
                 "to evaluate again, or choose another output_dir"
             )
     return True
-
-
-def resolve_adapter(pretrained: str, peft: str | None = None) -> tuple[str, str | None]:
-    """
-    Return the base model and the adapter behind a checkpoint.
-
-    Args:
-        pretrained (`str`):
-            A model, or a folder that holds a PEFT adapter.
-        peft (`str`, *optional*):
-            An adapter to put on `pretrained`.
-    """
-    config = Path(pretrained, "adapter_config.json")
-    if peft or not config.is_file():
-        return pretrained, peft
-    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    for folder in (Path(base), config.parent / base):  # a relative path may be meant from either place
-        if folder.is_dir():
-            return str(folder), pretrained
-    if base.startswith((".", "/")) or base.count("/") > 1:
-        raise FileNotFoundError(
-            f"{config} names the base model {base!r}, which is not a folder here; move it back or correct that entry"
-        )
-    return base, pretrained
 
 
 def collect(output_dir: Path, config: EvaluationConfig, tasks: dict[str, Task]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lmms_eval.protocol import ChatMessages
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from .evaluation import resolve_adapter
+from .checkpoints import resolve_adapter
 
 
 DEFAULT_MAX_NEW_TOKENS = 1024  # for a task that sets none
@@ -67,7 +67,7 @@ class VisionLanguageModel(lmms):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = torch.device(device) if device else self.accelerator.device
         self.batch_size = int(batch_size)
