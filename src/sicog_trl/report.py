@@ -1,0 +1,191 @@
+"""The page that a person reads: one run folder becomes one self-contained HTML page and a Markdown twin."""
+
+import html
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from .report_chain import chain_against_direct
+from .report_gallery import gallery
+from .report_line import arms, cost, health, label_accuracy, line
+from .report_sections import BASE, CONTROL, MISSING, TREATED, behaviour, results, title, verdict
+
+
+SIGN_MARKS = {"gain": "▲", "loss": "▼", "open": ""}
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """
+    Write `report.html` and `report.md` into the folder of a run, from nothing but the files of that folder.
+
+    Whatever a stage did not record is shown as a dash. The same files give the same bytes.
+
+    Args:
+        run_dir (`str` or `Path`):
+            Folder that `recipes/self_improve.py` wrote: `config.yaml`, `manifest.json`, `stages.json`,
+            `evaluate/scores.json` and the folders of the stages.
+
+    Returns:
+        `Path`: path of `report.html`.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"{run_dir} is not a folder; give the output_dir of a run")
+    content = read_run(run_dir)
+    for name, environment in (("report.html", _html_environment()), ("report.md", _markdown_environment())):
+        text = environment.get_template(f"{name}.jinja").render(content)
+        _replace(run_dir / name, re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text)
+    return run_dir / "report.html"
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Return everything that the two templates show."""
+    scores = _read_json(run_dir / "evaluate" / "scores.json", dict)
+    stages = _read_json(run_dir / "stages.json", list)
+    config = run_dir / "config.yaml"
+    return {
+        "treated": TREATED,
+        "control": CONTROL,
+        "base": BASE,
+        "missing": MISSING,
+        "verdict": verdict(scores, stages),
+        "results": results(scores),
+        "result_table": Markup(summary_table(scores)),
+        "behaviour": behaviour(scores),
+        "line": line(stages),
+        "arms": arms(stages),
+        "labels": label_accuracy(stages),
+        "health": health(stages),
+        "chain": chain_against_direct(scores, run_dir),
+        "gallery": gallery(run_dir, stages),
+        "cost": cost(stages),
+        "config": config.read_text(encoding="utf-8") if config.is_file() else None,
+        "manifest": _flat(_read_json(run_dir / "manifest.json", dict)),
+        "evaluation": _flat(scores.get("manifest") or {}),
+        "stage_commands": "\n".join(_command(stage) for stage in stages if stage.get("output_dir")),
+    }
+
+
+def summary_table(scores: dict) -> str:
+    """
+    Return the result table as aligned Markdown, which reads as plain text too.
+
+    Args:
+        scores (`dict`):
+            Content of `evaluate/scores.json`.
+
+    Returns:
+        `str`: rows are tasks, columns the models and the paired differences with their 95 % intervals; ▲ and ▼ mark
+        a difference for the better or the worse whose interval excludes zero.
+    """
+    table = results(scores)
+    header = ["task", "metric", "n", *table["models"], f"{TREATED} − {BASE}", f"{TREATED} − {title(CONTROL)}"]
+    rows = []
+    for row in table["rows"]:
+        cells = [_marked(row[BASE]), _marked(row[CONTROL])]
+        rows.append([row["task"], row["metric"], row["n"], *row["scores"], *cells])
+    if not rows:
+        return "No scores were recorded."
+    return _aligned(header, rows, left=2)
+
+
+def _marked(shown: dict | None) -> str:
+    return MISSING if shown is None else f"{shown['text']} {shown['interval']} {SIGN_MARKS[shown['sign']]}".strip()
+
+
+def _aligned(header: list[str], rows: list[list[str]], left: int) -> str:
+    lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells] for cells in [header, *rows]]
+    widths = [max(3, *(len(cells[column]) for cells in lines)) for column in range(len(header))]
+
+    def join(cells: list[str]) -> str:
+        padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join(join(cells) for cells in [lines[0], rule, *lines[1:]])
+
+
+def markdown_text(value: Any) -> str:
+    """Return `value` as inert Markdown: model text may hold markup, links or table borders, and shows as written."""
+    if isinstance(value, Markup):
+        return value
+    text = html.escape(str(value), quote=False)
+    text = re.sub(r"([\\`*\[\]|~#])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word it is no emphasis
+    text = text.replace("://", ":\\/\\/").replace("www.", "www\\.")  # bare addresses become links too
+    return re.sub(r"\s*\n\s*", "<br>", text.strip())
+
+
+def fenced(text: str, language: str = "") -> Markup:
+    """Return `text` as a Markdown code block whose fence is longer than any inside."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+
+
+def _html_environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("sicog_trl"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _markdown_environment() -> Environment:
+    # Every expression is escaped unless it is marked as Markdown of our own; a template cannot forget it.
+    environment = Environment(
+        loader=PackageLoader("sicog_trl"),
+        autoescape=False,
+        finalize=markdown_text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"fenced": fenced, "own": Markup}
+    environment.globals["delta"] = _marked
+    return environment
+
+
+def _command(stage: dict) -> str:
+    config = shlex.quote(f"{stage['output_dir']}/config.yaml")
+    return f"accelerate launch recipes/{shlex.quote(str(stage.get('recipe', MISSING)))} --config {config}"
+
+
+def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested values as rows of a table, in the order of the file."""
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key} · ")
+        else:
+            shown = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+            rows.append((f"{prefix}{key}", MISSING if value is None or shown == "" else shown))
+    return rows
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    if not path.is_file():
+        return kind()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); run the stage that writes it again") from error
+    if not isinstance(content, kind):
+        raise ValueError(
+            f"{path} should hold a JSON {'object' if kind is dict else 'array'}, not {type(content).__name__}"
+        )
+    return content
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
