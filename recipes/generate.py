@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, TrlParser
 
@@ -40,7 +41,7 @@ def main(
     script_args: ScriptArguments, model_args: ModelConfig, candidate_args: CandidateConfig, args: GenerateArguments
 ) -> None:
     """Load the images and the model, generate, summarise."""
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # without this, processes on CPU do not find each other
     dataset = load(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
     sampler = TransformersSampler(
         model_args.model_name_or_path,

@@ -1,0 +1,161 @@
+"""The loop: which stages with which arguments, what is skipped, what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sicog_trl.loop import LoopConfig, StageError, run, stages
+
+
+ROOT = Path(__file__).parent.parent
+SELF_IMPROVE = sorted(ROOT.glob("recipes/*/self_improve.yaml"))
+
+
+def config(tmp_path, **changes) -> LoopConfig:
+    section = {"datasets": [{"path": "$curated", "split": "curated"}, {"path": "$run/own", "split": "train"}]}
+    arguments = {
+        "output_dir": str(tmp_path / "run"),
+        "base_model": "$run/base",
+        "cognition": {"datasets": [{"path": "$run/own"}], "seed": "$seed", "max_steps": 7},
+        "generate": {"dataset_name": "images", "seed": "$seed"},
+        "curate": {"similarity": "word_ngram"},
+        "pretrain": {**section, "max_steps": 5, "seed": "$seed"},
+        "instruct": {"datasets": [{"path": "$run/own"}], "max_steps": 3},
+        "evaluate": {"dataset_name": "$run/test"},
+        "rounds": 2,
+        "keep": [0.3, 0.6],
+        "controls": ["annotated_only", "random_candidate", "oracle"],
+    }
+    return LoopConfig(**{**arguments, **changes})
+
+
+def by_name(loop: LoopConfig) -> dict:
+    return {stage.name: stage for stage in stages(loop)}
+
+
+def test_every_round_goes_on_from_the_model_of_the_round_before(tmp_path):
+    plan = by_name(config(tmp_path))
+    folder = tmp_path / "run"
+    assert plan["stage1"].config["model_name_or_path"] == str(folder / "base")
+    assert plan["sicog/round-1/generate"].config["model_name_or_path"] == str(folder / "stage1")
+    assert plan["sicog/round-1/pretrain"].config["model_name_or_path"] == str(folder / "stage1")
+    assert plan["sicog/round-1/instruct"].config["model_name_or_path"] == str(folder / "sicog/round-1/pretrain")
+    assert plan["sicog/round-2/generate"].config["model_name_or_path"] == str(folder / "sicog/round-1/instruct")
+    assert plan["evaluate"].config["models"]["sicog"] == str(folder / "sicog/round-2/instruct")
+
+
+def test_all_arms_train_for_equal_steps_from_the_same_model(tmp_path):
+    plan = stages(config(tmp_path))
+    arms = ("sicog", "annotated_only", "random_candidate", "oracle")
+    steps = {arm: [s.config["max_steps"] for s in plan if s.arm == arm and s.recipe == "sft.py"] for arm in arms}
+    assert steps == dict.fromkeys(arms, [5, 3, 5, 3])
+    first = {arm: next(s for s in plan if s.arm == arm and s.recipe == "sft.py") for arm in arms}
+    assert {stage.config["model_name_or_path"] for stage in first.values()} == {str(tmp_path / "run/stage1")}
+    assert {stage.config["seed"] for stage in first.values()} == {1000}
+
+
+def test_controls_differ_from_the_main_arm_in_the_choice_of_data_alone(tmp_path):
+    plan = by_name(config(tmp_path))
+    curated = {arm: plan[f"{arm}/round-2/curate"].config for arm in ("sicog", "random_candidate", "oracle")}
+    assert {c["dataset_name"] for c in curated.values()} == {str(tmp_path / "run/sicog/round-2/generate")}
+    assert {c["keep"] for c in curated.values()} == {0.6}
+    assert [c.get("strategy") for c in curated.values()] == [None, "random", "oracle"]
+    assert [s["path"] for s in plan["annotated_only/round-1/pretrain"].config["datasets"]] == [f"{tmp_path}/run/own"]
+    assert "annotated_only/round-1/generate" not in plan and "oracle/round-1/generate" not in plan
+
+
+def test_placeholders_keep_the_type_of_the_seed_and_unknown_ones_are_named(tmp_path):
+    plan = by_name(config(tmp_path, seed=4))
+    assert plan["stage1"].config["seed"] == 4
+    assert plan["sicog/round-2/generate"].config["seed"] == 2004
+    with pytest.raises(ValueError, match=r"there is no \$runs"):
+        stages(config(tmp_path, evaluate={"dataset_name": "$runs/test"}))
+
+
+def test_a_section_starts_from_its_yaml_and_replaces_what_it_names(tmp_path):
+    (tmp_path / "sft.yaml").write_text("max_steps: 9\nlearning_rate: 0.1\nmodel_name_or_path: elsewhere\n")
+    loop = config(tmp_path, cognition={"config": str(tmp_path / "sft.yaml"), "max_steps": 2})
+    stage = by_name(loop)["stage1"]
+    assert stage.config["max_steps"] == 2 and stage.config["learning_rate"] == 0.1
+    assert stage.config["model_name_or_path"] == f"{tmp_path}/run/base"
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
+        stages(config(tmp_path, cognition={"config": "nowhere.yaml"}))
+
+
+def test_wrong_settings_are_named(tmp_path):
+    with pytest.raises(ValueError, match="unknown 'base_only'"):
+        config(tmp_path, controls=["base_only"])
+    with pytest.raises(ValueError, match="keep has 1 values for 2 rounds"):
+        config(tmp_path, keep=[0.5])
+
+
+@pytest.mark.parametrize("path", SELF_IMPROVE, ids=lambda path: path.parent.name)
+def test_every_stage_of_every_loop_yaml_parses(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    import self_improve
+
+    self_improve.check(stages(LoopConfig(**yaml.safe_load(path.read_text()))))
+
+
+RECIPE = """
+import json, os, sys, yaml
+from pathlib import Path
+config = yaml.safe_load(Path(sys.argv[2]).read_text())
+folder = Path(config["output_dir"])
+with open(Path(__file__).parent / "calls.txt", "a") as calls:
+    calls.write(str(folder) + "\\n")
+if (Path(__file__).parent / "fail").read_text() and (Path(__file__).parent / "fail").read_text() in str(folder):
+    sys.exit(3)
+(folder / "summary.json").write_text(json.dumps({"rows_in": 1}))
+"""
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for name in ("sft.py", "generate.py", "curate.py", "evaluate.py"):
+        (folder / name).write_text(RECIPE)
+    (folder / "fail").write_text("")
+    return folder
+
+
+def launched(recipes) -> list[str]:
+    return (recipes / "calls.txt").read_text().splitlines() if (recipes / "calls.txt").exists() else []
+
+
+def small(tmp_path, **changes) -> LoopConfig:
+    accelerate = str(ROOT / "accelerate_configs" / "cpu.yaml")
+    return config(tmp_path, rounds=1, keep=[0.3], controls=[], instruct={}, accelerate_config=accelerate, **changes)
+
+
+def test_a_failed_stage_stops_the_run_and_a_rerun_does_what_is_missing(tmp_path, recipes):
+    (recipes / "fail").write_text("curate")
+    with pytest.raises(StageError, match="stage sicog/round-1/curate ended with exit code"):
+        run(small(tmp_path), recipes)
+    done = launched(recipes)
+    assert [Path(folder).name for folder in done] == ["stage1", "generate", "curate"]
+
+    (recipes / "fail").write_text("")
+    folder = run(small(tmp_path), recipes)
+    assert [Path(each).name for each in launched(recipes)[3:]] == ["curate", "pretrain", "evaluate"]
+    record = json.loads((folder / "stages.json").read_text())
+    assert [stage["status"] for stage in record] == ["done"] * 5
+    assert record[1]["counts"] == {"rows_in": 1}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["finished"] and manifest["versions"]["python"] == sys.version.split()[0]
+
+    run(small(tmp_path), recipes)
+    assert len(launched(recipes)) == 6  # nothing was left to do
+
+
+def test_other_arguments_in_the_same_folder_are_refused_by_name(tmp_path, recipes):
+    run(small(tmp_path), recipes)
+    before = launched(recipes)
+    with pytest.raises(StageError, match=r"stage1: started with max_steps=7, now it is 8"):
+        run(small(tmp_path, cognition={"datasets": [{"path": "$run/own"}], "seed": "$seed", "max_steps": 8}), recipes)
+    assert launched(recipes) == before
