@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
+from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from ..data import CANDIDATES_FEATURES, IMAGES_FEATURES
@@ -27,7 +28,8 @@ class CandidateConfig:
 
     Args:
         description_modes (`dict[str, int]`, *optional*):
-            Candidates per mode for rows without a question, given in YAML. Defaults to SICOG's two chains and one direct answer.
+            Candidates per mode for rows without a question, given in YAML. Defaults to SICOG's two chains and one
+            direct answer.
         reasoning_modes (`dict[str, int]`, *optional*):
             Candidates per mode for rows with a question, likewise.
         temperature (`float`, *optional*, defaults to `0.7`):
@@ -63,6 +65,8 @@ class CandidateConfig:
     seed: int = field(default=0, metadata={"help": "Seed of the run."})
 
     def __post_init__(self) -> None:
+        if self.rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard is at least 1, got {self.rows_per_shard}")
         for name, task in (("description_modes", "description"), ("reasoning_modes", "reasoning")):
             for mode, count in getattr(self, name).items():
                 if task_of(mode) != task:
@@ -119,6 +123,8 @@ def _as_images(dataset: Dataset) -> Dataset:
     for name in ("id", "images"):
         if name not in names:
             raise ValueError(f"the input has no column {name!r}; it has {names}")
+    if not len(dataset):
+        raise ValueError("the input has no rows; there is nothing to generate for")
     ids = dataset.select_columns("id")["id"]
     seen: set[str] = set()
     for number, row_id in enumerate(ids):
@@ -155,8 +161,9 @@ def _fill(table: pa.Table, rows: Dataset, sampler: Sampler, config: CandidateCon
     for number, row in enumerate(rows):
         filled.append({"task": "reasoning" if row["question"] else "description", "candidates": [], "error": None})
         try:
-            images = [_open(image, config.max_pixels) for image in row["images"]]
-        except (OSError, ValueError, PILImage.DecompressionBombError) as error:
+            images = [_open(image, config.max_pixels) for image in row["images"] or []]
+        # Pillow reports a damaged PNG as a SyntaxError.
+        except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:
             filled[-1]["error"] = f"unreadable_image: {error}"
             continue
         for mode, request in _requests(row, images, config):
@@ -194,11 +201,13 @@ def _requests(row: dict, images: list[PILImage.Image], config: CandidateConfig) 
             yield mode, Request(images, prompt, seeds)
 
 
-def _open(image: dict, max_pixels: int | None) -> PILImage.Image:
+def _open(image: dict | None, max_pixels: int | None) -> PILImage.Image:
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        raise ValueError("neither bytes nor path")
     source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
     with PILImage.open(source) as opened:
         opened.load()
-        picture = opened.convert("RGB")
+        picture = ImageOps.exif_transpose(opened).convert("RGB")  # upright, as `datasets` shows it to training
     if max_pixels and picture.width * picture.height > max_pixels:
         scale = (max_pixels / (picture.width * picture.height)) ** 0.5
         picture = picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))

@@ -115,6 +115,17 @@ def _publish(path: Path, write: Any) -> None:
 def remove_unfinished(output_dir: str | Path) -> None:
     """Delete what processes of this machine that no longer live left half written."""
     for file in Path(output_dir, "data").glob(".candidates-*"):
-        *_, host, pid, _ = file.name.split(".")
-        if host == socket.gethostname() and not Path("/proc", pid).exists():
+        written, _, _ = file.name.rpartition(".")
+        start, _, pid = written.rpartition(".")
+        if start.endswith(f".parquet.{socket.gethostname()}") and not _lives(int(pid)):
             file.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

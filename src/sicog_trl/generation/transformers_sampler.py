@@ -70,6 +70,12 @@ class TransformersSampler:
 
     def render(self, request: Request) -> str:
         """Return the prompt as training sees it: TRL places the images, the chat template does the rest."""
+        placeholder = getattr(self.processor, "image_token", None)
+        if placeholder and placeholder in request.prompt:
+            raise ValueError(
+                f"the prompt {request.prompt!r} holds the image placeholder {placeholder!r}; take it out of the "
+                "question: one is placed for each image of the row"
+            )
         messages = prepare_multimodal_messages([{"role": "user", "content": request.prompt}], images=request.images)
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
