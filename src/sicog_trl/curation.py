@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
-from .data import CURATED_FEATURES, DROPPED_FEATURES, writing
+from .data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, writing
+from .prompts import prompt_for
 from .responses import final_part, normalize_answer
 from .similarity import Embed, decisive_words, embedder, mean_similarity_to_others
 
@@ -26,6 +27,17 @@ from .similarity import Embed, decisive_words, embedder, mean_similarity_to_othe
 STRATEGIES = ("self_consistency", "random", "first", "longest", "oracle")
 TRUTH_MODES = {"description": "detailed_description", "reasoning": "direct_answer"}
 _BATCH = 1000  # rows
+# `datasets.load_dataset` wants the same columns in all splits of a configuration.
+_CARD = """\
+---
+configs:
+- config_name: curated
+  default: true
+  data_files: [{split: curated, path: data/curated-*}]
+- config_name: dropped
+  data_files: [{split: dropped, path: data/dropped-*}]
+---
+"""
 
 
 @dataclass
@@ -52,7 +64,9 @@ class CurationConfig:
             Seed of the strategy `"random"`.
     """
 
-    strategy: str = field(default="self_consistency", metadata={"help": "How a candidate is chosen.", "choices": STRATEGIES})
+    strategy: str = field(
+        default="self_consistency", metadata={"help": "How a candidate is chosen.", "choices": STRATEGIES}
+    )
     similarity: str = field(default="word_ngram", metadata={"help": "How texts are compared."})
     veto: bool = field(default=True, metadata={"help": "Differing numbers, colours, negations, places disagree."})
     min_consistency: float | None = field(default=None, metadata={"help": "Drop rows whose winner scores less."})
@@ -147,12 +161,15 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
         config ([`CurationConfig`]):
             What to keep.
         output_dir (`str` or `Path`):
-            Artefact folder. `scores.parquet` beside the splits holds the score of every candidate.
+            Artefact folder. `scores.parquet` beside the splits holds the score of every candidate; `README.md` makes
+            `load_dataset(output_dir, split="curated")` and `load_dataset(output_dir, "dropped", split="dropped")`
+            work.
 
     Returns:
         `dict[str, Any]`: counts (`rows_in`, `kept`, `dropped` by reason), label accuracy before and after, and the
         health of the kept texts (`mean_consistency`, `mean_length` in words, `distinct_texts`).
     """
+    _check(candidates)
     text_only = candidates.select_columns([name for name in candidates.column_names if name != "images"])
     verdicts = [verdict for batch in text_only.iter(_BATCH) for verdict in _judge(_rows(batch), config)]
     _select_rows(verdicts, config)
@@ -160,6 +177,7 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
     dropped = [i for i, verdict in enumerate(verdicts) if verdict.reason is not None]
     health = _write(candidates, kept, verdicts, _curated, CURATED_FEATURES, output_dir, "curated", config)
     _write(candidates, dropped, verdicts, _dropped, DROPPED_FEATURES, output_dir, "dropped", config)
+    Path(output_dir, "README.md").write_text(_CARD)
     pq.write_table(pa.Table.from_pylist([vars(verdict) for verdict in verdicts]), Path(output_dir, "scores.parquet"))
     return {
         "rows_in": len(verdicts),
@@ -170,6 +188,15 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
         "mean_consistency": float(np.mean([verdicts[i].consistency for i in kept])) if kept else None,
         **health,
     }
+
+
+def _check(candidates: Dataset) -> None:
+    """Refuse candidates that lack a column, or that name a row twice."""
+    if missing := [name for name in CANDIDATES_FEATURES if name not in candidates.column_names]:
+        raise ValueError(f"the candidates have no column {missing[0]!r}; they have {candidates.column_names}")
+    ids = Counter(candidates.select_columns("id")["id"])
+    if twice := [row_id for row_id, count in ids.items() if count > 1]:
+        raise ValueError(f"the id {twice[0]!r} stands in {ids[twice[0]]} rows of the candidates; ids must be unique")
 
 
 def _rows(batch: dict[str, list]) -> Iterator[dict[str, Any]]:
@@ -190,7 +217,8 @@ def _judge(rows: Iterator[dict[str, Any]], config: CurationConfig) -> Iterator[V
         if truth and grade and options:
             grades = [grade(final_part(c["text"], c["mode"]) or "", truth) for c in options]
             verdict.accuracy_before = float(np.mean(grades))
-            verdict.accuracy_after = 1.0 if config.strategy == "oracle" else grades[verdict.winner]
+            if verdict.winner >= 0:
+                verdict.accuracy_after = 1.0 if config.strategy == "oracle" else grades[verdict.winner]
         yield verdict
 
 
@@ -272,8 +300,6 @@ def _write(
 
 
 def _curated(row: dict, verdict: Verdict, config: CurationConfig) -> dict:
-    from .prompts import prompt_for
-
     winner = row["candidates"][verdict.winner]
     mode, prompt, text = winner["mode"], winner["prompt"], winner["text"]
     if config.strategy == "oracle":
