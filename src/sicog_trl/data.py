@@ -108,15 +108,20 @@ def load(name: str, config: str | None = None, split: str = "train", revision: s
         if os.sep in str(name) and str(name).count(os.sep) != 1:
             raise FileNotFoundError(f"dataset folder {folder} does not exist; run the stage that writes it first")
         return load_dataset(name, config, split=split, revision=revision)
-    files = sorted(str(file) for file in (folder / "data").glob(f"{split}-*-of-*.parquet"))
+    pattern = f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"
+    files = sorted(str(file) for file in (folder / "data").glob(pattern))
     if not files:
         found = sorted({file.name.split("-")[0] for file in (folder / "data").glob("*.parquet")})
         raise FileNotFoundError(f"{folder} has no split {split!r}; it has: {', '.join(found) or 'nothing'}")
-    expected = int(files[0].rsplit("-of-", 1)[1].removesuffix(".parquet"))
-    if len(files) != expected:
+    of = {int(file.rsplit("-of-", 1)[1].removesuffix(".parquet")) for file in files}
+    if of != {len(files)}:
         raise FileNotFoundError(
-            f"{folder}: {len(files)} of {expected} files of split {split!r} are there; run the stage that writes it again"
+            f"{folder}: {len(files)} of {' or '.join(map(str, sorted(of)))} files of split {split!r} are there; "
+            "run the stage that writes it again"
         )
+    if not num_rows(folder, split):  # `load_dataset` takes a split without rows for a split that is not there
+        features = Features.from_arrow_schema(pq.read_schema(files[0]))
+        return Dataset.from_dict({column: [] for column in features}, features=features)
     return load_dataset("parquet", data_files={split: files}, split=split)
 
 
@@ -169,6 +174,8 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
     for number, source in enumerate(mixture.datasets or []):
         if unknown := set(source) - known:
             raise ValueError(f"datasets[{number}]: unknown key {sorted(unknown)[0]!r}; known are {sorted(known)}")
+        if not source.get("path"):
+            raise ValueError(f"datasets[{number}]: the key 'path' is missing; it names a Hub id or a folder")
         part = load(source["path"], source.get("config"), source.get("split") or "train")
         parts.append(part.select_columns([column for column in TRAINING_COLUMNS if column in part.column_names]))
     if not parts:

@@ -2,8 +2,8 @@
 
 A scene is a 32×32 RGB image of 2×2 cells; one to four cells hold one of the 1,797 real 8×8 scans of handwritten
 digits that scikit-learn ships, in one of five colours on a dark or a light background. The *scans* are split, not the
-scenes, so the handwriting of the development and test pools is never seen in training. `recipes/digits/world.py` writes
-the pools and the model that starts in them.
+scenes, so the handwriting of the development and test pools is never seen in training. `recipes/digits/world.py`
+writes the pools and the model that starts in them.
 """
 
 import re
@@ -137,7 +137,7 @@ def read_objects(text: str) -> dict[str, tuple[str, str]]:
     Read the objects that a description names.
 
     Returns:
-        `dict[str, tuple[str, str]]`: cell -> (colour, digit word); of two objects claimed for one cell the first counts.
+        `dict[str, tuple[str, str]]`: cell -> (colour, digit word); of two objects claimed for a cell the first counts.
     """
     objects: dict[str, tuple[str, str]] = {}
     for colour, digit, cell in _OBJECT.findall(text):
@@ -146,7 +146,7 @@ def read_objects(text: str) -> dict[str, tuple[str, str]]:
 
 
 def object_accuracy(text: str, truth: str) -> float:
-    """Return the share of the objects in the true description `truth` that `text` gets right in cell, colour and digit."""
+    """Return the share of the objects of the true description `truth` that `text` names with all they are."""
     said, true = read_objects(text), read_objects(truth)
     return sum(said.get(cell) == thing for cell, thing in true.items()) / len(true)
 
@@ -205,7 +205,8 @@ def ask_existence(scene: Scene, rng: np.random.Generator, exists: bool) -> Quest
         else:
             digit = str(rng.choice(DIGITS))
     answer = "yes" if exists else "no"
-    return Question("existence", f"Is there a {colour} {digit}?", answer, "Find one object.", f"The answer is {answer}.")
+    question = f"Is there a {colour} {digit}?"
+    return Question("existence", question, answer, "Find one object.", f"The answer is {answer}.")
 
 
 # Pools --------------------------------------------------------------------------------------------------------------

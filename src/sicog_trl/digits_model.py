@@ -53,7 +53,8 @@ CHAT_TEMPLATE = """\
 def _vocabulary() -> list[str]:
     """Every word that the world can say; a handful of scenes shows all sentences, lists complete them."""
     texts = ["user\n", "assistant\n", " ".join(str(number) for number in range(37))]
-    texts += [f" {word} {word.capitalize()} {word}," for word in DIGITS] + [f"{word} {word} {word}" for word in COLOURS]
+    texts += [f" {word} {word.capitalize()} {word}," for word in DIGITS]
+    texts += [f"{word} {word} {word}" for word in COLOURS]
     texts += [*CELLS, *NUMBERS, *BACKGROUNDS, "yes", "no", *DIGITS, *map(str, range(37))]
     for row in annotated_pool(40, seed=0).values():
         rows = row.select_columns(["prompt", "completion"])
@@ -170,15 +171,8 @@ def warm_up_tower(
     """
     images = [row["images"][0] for row in scenes]
     said = [read_objects(row["completion"][0]["content"]) for row in scenes.select_columns("completion")]
-    tags = torch.tensor(
-        [
-            [
-                (list(COLOURS).index(objects[cell][0]) + 1, DIGITS.index(objects[cell][1]) + 1) if cell in objects else (0, 0)
-                for cell in CELLS
-            ]
-            for objects in said
-        ]
-    )
+    numbers = {(colour, digit): (i, j) for i, colour in enumerate(COLOURS, 1) for j, digit in enumerate(DIGITS, 1)}
+    tags = torch.tensor([[numbers.get(objects.get(cell), (0, 0)) for cell in CELLS] for objects in said])
     tower = model.model.vision_tower
     torch.manual_seed(seed)
     head = torch.nn.Linear(tower.config.hidden_size, len(COLOURS) + 1 + len(DIGITS) + 1)

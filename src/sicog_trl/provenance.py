@@ -10,7 +10,7 @@ from typing import Any
 
 
 PACKAGES = ("sicog-trl", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "lmms-eval")
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = ("*model*.safetensors", "*model*.bin")
 
 
 def weights_fingerprint(model_name_or_path: str, revision: str | None = None) -> str:
@@ -69,9 +69,9 @@ def commit() -> dict[str, Any]:
     """Return the commit of the code and whether files differ from it; both `None` outside a git checkout."""
     folder = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True, check=True
+        head, changes = (
+            subprocess.run(["git", *command.split()], cwd=folder, capture_output=True, text=True, check=True)
+            for command in ("rev-parse HEAD", "status --porcelain --untracked-files=no")
         )
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
