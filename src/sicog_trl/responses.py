@@ -82,7 +82,7 @@ def final_part(text: str, mode: str) -> str | None:
 def normalize_answer(answer: str) -> str:
     """
     Bring a short answer to the form in which equal answers are equal strings: lower case, no articles or closing
-    punctuation, number words as digits, thousands separators removed, `(B).` as `b`.
+    punctuation, number words as digits, thousands separators and closing zeros removed, `(B).` as `b`.
 
     Examples:
 
@@ -96,6 +96,8 @@ def normalize_answer(answer: str) -> str:
     if option:
         return option[1]
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)
+    text = re.sub(r"(?<![\w.])(\d+)(?:\.0+|(\.\d*[1-9])0*)(?![\w]|\.\d)", r"\1\2", text)
     words = [word.strip(".,;:!?\"'()[]") for word in text.split()]
     words = [_NUMBERS.get(word, word) for word in words if word and word not in _ARTICLES]
     return " ".join(word for word in words if word)
