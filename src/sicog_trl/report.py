@@ -14,7 +14,7 @@ from markupsafe import Markup
 from .report_chain import chain_against_direct
 from .report_gallery import gallery
 from .report_line import arms, cost, health, label_accuracy, line
-from .report_sections import BASE, CONTROL, MISSING, TREATED, behaviour, results, title, verdict
+from .report_sections import BASE, CONTROL, MINUS, MISSING, TREATED, behaviour, results, title, verdict
 
 
 SIGN_MARKS = {"gain": "▲", "loss": "▼", "open": ""}
@@ -85,7 +85,7 @@ def summary_table(scores: dict) -> str:
         a difference for the better or the worse whose interval excludes zero.
     """
     table = results(scores)
-    header = ["task", "metric", "n", *table["models"], f"{TREATED} − {BASE}", f"{TREATED} − {title(CONTROL)}"]
+    header = ["task", "metric", "n", *table["models"], *(f"{TREATED} {MINUS} {title(x)}" for x in (BASE, CONTROL))]
     rows = []
     for row in table["rows"]:
         cells = [_marked(row[BASE]), _marked(row[CONTROL])]

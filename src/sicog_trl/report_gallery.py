@@ -66,15 +66,14 @@ def _splits(folder: Path) -> list[str]:
     return sorted({file.name.rsplit("-of-", 1)[0].rsplit("-", 1)[0] for file in folder.glob("data/*-of-*.parquet")})
 
 
-def _open(folder: Path, split: str) -> Dataset:
-    rows = load(str(folder), split=split)
+def _row(rows: Dataset, index: int) -> dict:
     # Undecoded: one broken image must not take the page down.
-    return rows.cast_column("images", List(Image(decode=False))) if "images" in rows.column_names else rows
+    return rows.select([index]).cast_column("images", List(Image(decode=False)))[0]
 
 
 def _spread(folders: list[Path], split: str, column: str, count: int) -> list[dict]:
     """Return `count` rows at equal distances, from each value of `column` in turn."""
-    sources = [_open(folder, split) for folder in folders if split in _splits(folder)]
+    sources = [load(str(folder), split=split) for folder in folders if split in _splits(folder)]
     groups: dict[str, list[tuple[int, int]]] = {}
     for source, rows in enumerate(sources):
         for index, value in enumerate(rows.select_columns([column])[:][column]):
@@ -84,7 +83,7 @@ def _spread(folders: list[Path], split: str, column: str, count: int) -> list[di
         members = groups[name]
         wanted = min(len(members), count // len(groups) + (rank < count % len(groups)))
         chosen += [members[(2 * i + 1) * len(members) // (2 * wanted)] for i in range(wanted)]
-    return [sources[source][index] for source, index in chosen]
+    return [_row(sources[source], index) for source, index in chosen]
 
 
 def _scores(folders: list[Path]) -> dict[tuple[str, str], dict]:
@@ -97,7 +96,7 @@ def _candidates(folders: list[Path]) -> dict[tuple[str, str], tuple[Dataset, int
     places = {}
     for folder in folders:
         for split in _splits(folder):
-            rows = _open(folder, split)
+            rows = load(str(folder), split=split)
             keys = rows.select_columns(["id", "task"])[:]
             places.update({key: (rows, i) for i, key in enumerate(zip(keys["id"], keys["task"], strict=True))})
     return places
@@ -105,7 +104,7 @@ def _candidates(folders: list[Path]) -> dict[tuple[str, str], tuple[Dataset, int
 
 def _kept_card(row: dict, candidates: dict[tuple[str, str], tuple[Dataset, int]], scores: dict) -> dict:
     rows, index = candidates.get((row["id"], row["task"]), (None, 0))
-    source = rows[index] if rows is not None else {}
+    source = _row(rows, index) if rows is not None else {}
     completion = row["completion"][-1]["content"]
     card = _card({**row, "answer": source.get("answer")}, source.get("candidates") or [], scores, completion)
     return card | {"reason": None}
@@ -150,7 +149,7 @@ def _option(text: str, mode: Any, finish: Any, score: Any, chosen: bool) -> dict
 def _grouped(candidates: list[dict], scores: list[float | None], winner: int) -> list[dict]:
     """Return the different texts, the chosen one first, the rest as generated; equal texts are counted."""
     options: dict[tuple, dict] = {}
-    for index, (candidate, score) in enumerate(zip(candidates, scores, strict=False)):
+    for candidate, score in zip(candidates, scores, strict=False):
         key = (candidate["text"], candidate.get("mode"), candidate.get("finish_reason"))
         chosen = winner >= 0 and candidate["text"] == candidates[winner]["text"]
         if key in options:

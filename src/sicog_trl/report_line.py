@@ -49,14 +49,14 @@ def line(stages: list[dict]) -> dict:
     rounds = rounds_of(stages)
     reasons = list(dict.fromkeys(reason for members in rounds.values() for reason in _dropped(members)))
     colours = {reason: REASON_COLOURS[index % len(REASON_COLOURS)] for index, reason in enumerate(reasons)}
-    rows = []
-    for index, (name, members) in enumerate(rounds.items()):
+    rows, top = [], 34
+    for name, members in rounds.items():
         kept, dropped = _total(members, ("curate",), "kept"), _dropped(members)
         rows_in = _total(members, ("curate",), "rows_in")
         parts = [("kept", kept, "#3d7a5f"), *((reason, dropped[reason], colours[reason]) for reason in dropped)]
         row = {
             "name": f"Round {name}",
-            "top": 34 + 74 * index,
+            "top": top,
             "rows": number(_total(members, ("generate",), "rows")),
             "failed": number(_total(members, ("generate",), "failed")),
             "candidates": number(_total(members, ("generate",), "candidates")),
@@ -66,8 +66,24 @@ def line(stages: list[dict]) -> dict:
             "segments": _segments(parts, rows_in),
             "adds_up": None if rows_in is None or kept is None else kept + sum(dropped.values()) == rows_in,
         }
+        row["legend"] = _wrapped(row["segments"])
         rows.append(row)
-    return {"rows": rows, "height": 34 + 74 * len(rows), "bar_left": BAR_LEFT, "bar_width": BAR_WIDTH}
+        top += 52 + 15 * len(row["legend"])
+    return {"rows": rows, "height": top, "bar_left": BAR_LEFT, "bar_width": BAR_WIDTH}
+
+
+def _wrapped(segments: list[dict], width: int = 66) -> list[list[dict]]:
+    """Break the legend of a bar into lines of at most `width` characters."""
+    lines: list[list[dict]] = [[]]
+    used = 0
+    for segment in segments:
+        size = len(segment["label"] + segment["count"] + segment["share"]) + 8
+        if lines[-1] and used + size > width:
+            lines.append([])
+            used = 0
+        lines[-1].append(segment)
+        used += size
+    return lines
 
 
 def _segments(parts: list[tuple[str, float | None, str]], rows_in: float | None) -> list[dict]:

@@ -16,6 +16,7 @@ MODEL_TITLES = {"stage1": "stage 1"}
 LOWER_IS_BETTER = ("hallucination", "hallucinated", "chair", "invented", "error")
 TRAINING = ("sft", "dpo")
 MISSING = "–"
+MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: Any, digits: int = 0) -> str:
@@ -75,11 +76,11 @@ def _unit(values: Iterable[Any]) -> tuple[float, int]:
 
 
 def _signed(value: Any, digits: int) -> str:
-    # A typographic minus aligns with the plus; negative zero would claim a direction that is not there.
+    # A typographic minus aligns with the plus; a sign before zero would claim a direction that is not there.
     if not isinstance(value, int | float) or value != value:
         return MISSING
     text = f"{value:+.{digits}f}"
-    return (text if float(text) else text.replace("-", "+")).replace("-", "−")
+    return text.replace("-", MINUS) if float(text) else text[1:]
 
 
 def difference(comparison: dict | None, factor: float = 100.0, digits: int = 1) -> dict | None:
@@ -188,14 +189,16 @@ def verdict(scores: dict, stages: list[dict]) -> dict:
         "loss": "Worse than the control",
         "open": "No gain over the control",
     }[shown["sign"]]
+    better = "more" if shown["value"] >= 0 else "less"
     sentence = (
-        f"{lead}: against {CONTROL}, {TREATED} changes {chosen['metric'].replace('_', ' ')} on {chosen['task']} by "
-        f"{shown['text']} points (95 % interval {shown['interval']})."
+        f"{lead}: {TREATED} scores {shown['text'].lstrip('+' + MINUS)} points {better} than {CONTROL} in "
+        f"{chosen['metric'].replace('_', ' ')} on {chosen['task']}"
     )
     if shown["low"] is None:
-        sentence += " Without an interval no gain can be claimed."
-    elif shown["sign"] == "open":
-        sentence += " The interval includes zero."
+        sentence += "; without an interval no gain can be claimed."
+    else:
+        inside = ", which includes zero" if shown["sign"] == "open" else ""
+        sentence += f" (95 % interval {shown['interval'].strip('[]').replace(', ', ' to ')}{inside})."
     return {"sign": shown["sign"], "sentence": sentence, "notes": notes}
 
 
