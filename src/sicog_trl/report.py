@@ -92,14 +92,15 @@ def summary_table(scores: dict) -> str:
         rows.append([row["task"], row["metric"], row["n"], *row["scores"], *cells])
     if not rows:
         return "No scores were recorded."
-    return _aligned(header, rows, left=2)
+    return aligned_table(header, rows, left=2)
 
 
 def _marked(shown: dict | None) -> str:
     return MISSING if shown is None else f"{shown['text']} {shown['interval']} {SIGN_MARKS[shown['sign']]}".strip()
 
 
-def _aligned(header: list[str], rows: list[list[str]], left: int) -> str:
+def aligned_table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """Return a Markdown table whose columns line up as plain text too; the first `left` are aligned to the left."""
     lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells] for cells in [header, *rows]]
     widths = [max(3, *(len(cells[column]) for cells in lines)) for column in range(len(header))]
 

@@ -72,7 +72,7 @@ def line(stages: list[dict]) -> dict:
     return {"rows": rows, "height": top, "bar_left": BAR_LEFT, "bar_width": BAR_WIDTH}
 
 
-def _wrapped(segments: list[dict], width: int = 66) -> list[list[dict]]:
+def _wrapped(segments: list[dict], width: int = 78) -> list[list[dict]]:
     """Break the legend of a bar into lines of at most `width` characters."""
     lines: list[list[dict]] = [[]]
     used = 0

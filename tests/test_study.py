@@ -1,0 +1,83 @@
+"""The study: seeds are gathered by their own numbers, and the interval over seeds is as wide as seeds differ."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+SPEC = importlib.util.spec_from_file_location("study", Path(__file__).parents[1] / "benchmarks" / "study.py")
+study = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(study)
+
+LEVELS = {"base": 0.1, "sicog": 0.8, "annotated_only": 0.6}
+
+
+def make_seed(folder: Path, seed: int, levels: dict[str, float] = LEVELS, n: int = 100) -> None:
+    models = {}
+    for arm, level in levels.items():
+        right = [float(i < level * n) for i in range(n)]
+        rows = [
+            {"doc_id": i, "hash": f"{seed}-{i}", "id": f"r{i}", "scores": {"accuracy": value}}
+            for i, value in enumerate(right)
+        ]
+        path = folder / "evaluate" / arm / "samples_digits_vqa.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(map(json.dumps, rows)))
+        models[arm] = {"digits_vqa": {"accuracy": float(np.mean(right)), "n": n}}
+    (folder / "evaluate" / "scores.json").write_text(json.dumps({"models": models, "comparisons": []}))
+    (folder / "manifest.json").write_text(json.dumps({"seed": seed, "command": "x", "commit": "abc"}))
+    counts = {"label_accuracy_before": {"overall": 0.5}, "label_accuracy_after": {"overall": 0.75}}
+    stage = {"name": "c", "arm": "sicog", "round": 1, "recipe": "curate.py", "seconds": 2.0, "counts": counts}
+    (folder / "stages.json").write_text(json.dumps([stage]))
+
+
+def test_gathers_every_seed(tmp_path):
+    for seed in (0, 1, 2):
+        make_seed(tmp_path / "runs" / f"seed-{seed}", seed)
+    result = study.main(tmp_path / "runs", tmp_path / "results", 200)
+    assert result["seeds"] == [0, 1, 2]
+    assert result["difference"] == pytest.approx(0.2)
+    assert result["per_seed"] == pytest.approx([0.2, 0.2, 0.2])
+    written = json.loads((tmp_path / "results" / "study.json").read_text())
+    assert written["models"]["sicog"]["digits_vqa"]["accuracy"] == pytest.approx(0.8)
+    page = (tmp_path / "results" / "study.md").read_text()
+    assert "Better than the control" in page and "+20.0" in page and "3 seeds" in page
+    assert "75.0" in page  # label accuracy after curation
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(0)
+    agree, disagree = (
+        study.over_seeds([rng.normal(mean, 0.1, 200) for mean in means], 2000)
+        for means in ([0.1, 0.1, 0.1], [-0.2, 0.1, 0.4])
+    )
+    assert 0.05 < agree["low"] < agree["high"] < 0.15
+    assert disagree["low"] < 0 < disagree["high"]
+    assert disagree["student_low"] < disagree["low"]
+
+
+def test_one_seed_has_no_interval_and_no_gain(tmp_path):
+    make_seed(tmp_path / "runs" / "seed-0", 0)
+    assert study.main(tmp_path / "runs", tmp_path / "results", 200)["low"] is None
+    assert "No gain over the control" in (tmp_path / "results" / "study.md").read_text()
+
+
+def test_incomplete_studies_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="has no folder seed"):
+        study.main(tmp_path, tmp_path, 10)
+    make_seed(tmp_path / "seed-0", 0)
+    make_seed(tmp_path / "seed-1", 0)
+    with pytest.raises(SystemExit, match="are both of seed 0"):
+        study.main(tmp_path, tmp_path, 10)
+    (tmp_path / "seed-1" / "evaluate" / "scores.json").unlink()
+    with pytest.raises(SystemExit, match=r"has no evaluate/scores\.json"):
+        study.main(tmp_path, tmp_path, 10)
+
+
+def test_without_the_control_there_is_no_study(tmp_path):
+    make_seed(tmp_path / "seed-0", 0, {"base": 0.1, "sicog": 0.8})
+    with pytest.raises(SystemExit, match="annotated_only"):
+        study.main(tmp_path, tmp_path, 10)
