@@ -1,7 +1,7 @@
 """
 Gather the seeds of a study: what each arm scored, and what it differs from the control of equal steps.
 
-make study, or for runs that are there: python benchmarks/study.py --runs runs/study
+make study, or for runs that are there: python benchmarks/study.py runs/study/seed-*
 """
 
 import argparse
@@ -29,10 +29,10 @@ CAVEAT = (
 )
 
 
-def find_runs(folder: Path) -> dict[int, Path]:
+def find_runs(folders: list[Path]) -> dict[int, Path]:
     """Return the run of each seed; every one must be finished and of another seed."""
     runs: dict[int, Path] = {}
-    for run in sorted(folder.glob("seed-*")):
+    for run in folders:
         if not (run / "evaluate" / "scores.json").is_file():
             raise SystemExit(f"{run} has no evaluate/scores.json: finish this run first")
         seed = _read(run / "manifest.json")["seed"]
@@ -40,7 +40,7 @@ def find_runs(folder: Path) -> dict[int, Path]:
             raise SystemExit(f"{run} and {runs[seed]} are both of seed {seed}")
         runs[seed] = run
     if not runs:
-        raise SystemExit(f"{folder} has no folder seed-*: run the study first")
+        raise SystemExit("there are no runs runs/study/seed-*: run `make study`, or name the folders of the runs")
     return runs
 
 
@@ -101,7 +101,7 @@ def gather(runs: dict[int, Path], num_resamples: int) -> dict[str, Any]:
             each = [scores[seed][arm][task] for seed in scores]
             entry = models[arm].setdefault(task, {"n": sum(values["n"] for values in each)})
             entry[metric] = float(np.mean([values[metric] for values in each]))
-    pairs = [(CONTROL, arm) for arm in arms if arm != CONTROL]
+    pairs = [(CONTROL, arm) for arm in sorted(arms, key=lambda arm: arm != TREATED) if arm not in (BASE, CONTROL)]
     pairs += [(BASE, TREATED)] if {BASE, TREATED} <= set(arms) else []
     comparisons = []
     for before, after in pairs:
@@ -192,9 +192,9 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def main(runs_dir: Path, output_dir: Path, num_resamples: int) -> dict[str, Any]:
+def main(folders: list[Path], output_dir: Path, num_resamples: int) -> dict[str, Any]:
     """Gather, write `study.json` and `study.md`, and return the headline."""
-    runs = find_runs(runs_dir)
+    runs = find_runs(folders)
     scores = gather(runs, num_resamples)
     made = {"gathered": {**commit(), "versions": versions(), "hardware": hardware(), "num_resamples": num_resamples}}
     made["runs"] = {str(seed): describe_run(run) for seed, run in runs.items()}
@@ -209,10 +209,11 @@ def main(runs_dir: Path, output_dir: Path, num_resamples: int) -> dict[str, Any]
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder with the runs seed-*")
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of the runs; runs/study/seed-* by default")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("benchmarks/results"), help="gets study.json, study.md"
     )
     parser.add_argument("--quick", action="store_true", help="500 resamples instead of 10,000")
     args = parser.parse_args()
-    print(json.dumps(main(args.runs, args.output_dir, 500 if args.quick else 10_000)))
+    folders = args.runs or sorted(Path("runs/study").glob("seed-*"))
+    print(json.dumps(main(folders, args.output_dir, 500 if args.quick else 10_000)))

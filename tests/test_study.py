@@ -37,7 +37,7 @@ def make_seed(folder: Path, seed: int, levels: dict[str, float] = LEVELS, n: int
 def test_gathers_every_seed(tmp_path):
     for seed in (0, 1, 2):
         make_seed(tmp_path / "runs" / f"seed-{seed}", seed)
-    result = study.main(tmp_path / "runs", tmp_path / "results", 200)
+    result = study.main(sorted(tmp_path.glob("runs/seed-*")), tmp_path / "results", 200)
     assert result["seeds"] == [0, 1, 2]
     assert result["difference"] == pytest.approx(0.2)
     assert result["per_seed"] == pytest.approx([0.2, 0.2, 0.2])
@@ -61,23 +61,23 @@ def test_seeds_that_disagree_widen_the_interval():
 
 def test_one_seed_has_no_interval_and_no_gain(tmp_path):
     make_seed(tmp_path / "runs" / "seed-0", 0)
-    assert study.main(tmp_path / "runs", tmp_path / "results", 200)["low"] is None
+    assert study.main(sorted(tmp_path.glob("runs/seed-*")), tmp_path / "results", 200)["low"] is None
     assert "No gain over the control" in (tmp_path / "results" / "study.md").read_text()
 
 
 def test_incomplete_studies_are_refused(tmp_path):
-    with pytest.raises(SystemExit, match="has no folder seed"):
-        study.main(tmp_path, tmp_path, 10)
+    with pytest.raises(SystemExit, match="there are no runs"):
+        study.main(sorted(tmp_path.glob("seed-*")), tmp_path, 10)
     make_seed(tmp_path / "seed-0", 0)
     make_seed(tmp_path / "seed-1", 0)
     with pytest.raises(SystemExit, match="are both of seed 0"):
-        study.main(tmp_path, tmp_path, 10)
+        study.main(sorted(tmp_path.glob("seed-*")), tmp_path, 10)
     (tmp_path / "seed-1" / "evaluate" / "scores.json").unlink()
     with pytest.raises(SystemExit, match=r"has no evaluate/scores\.json"):
-        study.main(tmp_path, tmp_path, 10)
+        study.main(sorted(tmp_path.glob("seed-*")), tmp_path, 10)
 
 
 def test_without_the_control_there_is_no_study(tmp_path):
     make_seed(tmp_path / "seed-0", 0, {"base": 0.1, "sicog": 0.8})
     with pytest.raises(SystemExit, match="annotated_only"):
-        study.main(tmp_path, tmp_path, 10)
+        study.main(sorted(tmp_path.glob("seed-*")), tmp_path, 10)

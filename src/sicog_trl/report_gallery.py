@@ -33,8 +33,8 @@ def gallery(run_dir: Path, stages: list[dict]) -> dict[str, Any]:
     """
     Return sample rows of the last round whose artefacts are still there.
 
-    Rows are taken at equal distances through the file (kept: for each task in turn; dropped: for each reason in turn),
-    so nobody chose them. Only their own images are decoded.
+    Rows are taken at equal distances through the file (kept: for each task in turn; dropped: for each reason and task
+    in turn), so nobody chose them. Only their own images are decoded.
 
     Args:
         run_dir (`Path`):
@@ -52,8 +52,8 @@ def gallery(run_dir: Path, stages: list[dict]) -> dict[str, Any]:
         if folders:
             scores = _scores(folders)
             candidates = _candidates([folder for folder in generated if folder])
-            kept = _spread(folders, "curated", "task", NUM_KEPT)
-            dropped = _spread(folders, "dropped", "reason", NUM_DROPPED)
+            kept = _spread(folders, "curated", ["task"], NUM_KEPT)
+            dropped = _spread(folders, "dropped", ["reason", "task"], NUM_DROPPED)
             return {
                 "round": name,
                 "kept": [_kept_card(row, candidates, scores) for row in kept],
@@ -71,12 +71,13 @@ def _row(rows: Dataset, index: int) -> dict:
     return rows.select([index]).cast_column("images", List(Image(decode=False)))[0]
 
 
-def _spread(folders: list[Path], split: str, column: str, count: int) -> list[dict]:
-    """Return `count` rows at equal distances, from each value of `column` in turn."""
+def _spread(folders: list[Path], split: str, columns: list[str], count: int) -> list[dict]:
+    """Return `count` rows at equal distances, from each value of `columns` in turn."""
     sources = [load(str(folder), split=split) for folder in folders if split in _splits(folder)]
-    groups: dict[str, list[tuple[int, int]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for source, rows in enumerate(sources):
-        for index, value in enumerate(rows.select_columns([column])[:][column]):
+        values = rows.select_columns(columns)[:]
+        for index, value in enumerate(zip(*(values[column] for column in columns), strict=True)):
             groups.setdefault(value, []).append((source, index))
     chosen: list[tuple[int, int]] = []
     for rank, name in enumerate(sorted(groups)):
