@@ -13,6 +13,9 @@ from sicog_trl.evaluation import EvaluationConfig, evaluate
 from sicog_trl.tasks import TASKS
 
 
+ARGUMENTS = (EvaluationConfig,)
+
+
 def table(scores: dict[str, Any]) -> str:
     """Return the headline metric of each task and model in points, and the differences with their intervals."""
     models = list(scores["models"])
@@ -47,4 +50,4 @@ def main(config: EvaluationConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((EvaluationConfig,)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

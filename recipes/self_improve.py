@@ -20,7 +20,8 @@ ARGUMENTS = (LoopConfig,)
 
 def arguments_of(recipe: str) -> tuple[type, ...]:
     """Return the dataclasses that a recipe parses."""
-    spec = importlib.util.spec_from_file_location(recipe.replace("/", "_").removesuffix(".py"), RECIPES / recipe)
+    name = "recipe_" + recipe.replace("/", "_").removesuffix(".py")  # a bare `evaluate` is another package
+    spec = importlib.util.spec_from_file_location(name, RECIPES / recipe)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -33,7 +33,7 @@ class WorldArguments:
     output_dir: str = field(metadata={"help": "Folder for the pools and the model."})
     seed: int = field(default=0, metadata={"help": "Seed of the scans' split, the scenes and the weights."})
     annotated: int = field(default=600, metadata={"help": "Annotated scenes."})
-    unlabelled: int = field(default=4000, metadata={"help": "Unlabelled scenes."})
+    unlabelled: int = field(default=3000, metadata={"help": "Unlabelled scenes."})
     development: int = field(default=400, metadata={"help": "Development scenes: every choice is made on them."})
     test: int = field(default=1000, metadata={"help": "Test scenes: only the report reads them."})
     tower_steps: int = field(default=600, metadata={"help": "Training steps of the vision tower."})

@@ -1,28 +1,37 @@
-"""What TRL lacks: freezing by part, resuming full fine-tuning of vision-language models, views of the images."""
+"""What TRL lacks: freezing by part, views of the images, micro-batches of like length, a look at the data, a record."""
 
+import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
+from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl import DPOTrainer, SFTTrainer
 
 from .provenance import versions
-from .views import light_view
+from .resume import ResumeFix, last_checkpoint, write_json
+from .views import VIEWS
 
 
-# Part -> names that architectures give its module.
+# Part -> where architectures keep it, below the base model. The projector of Qwen's models stands inside the tower.
 PARTS = {
+    "multi_modal_projector": (
+        "multi_modal_projector",
+        "connector",
+        "visual.merger",
+        "visual.deepstack_merger_list",
+        "merger",
+    ),
     "vision_tower": ("vision_tower", "visual", "vision_model"),
-    "multi_modal_projector": ("multi_modal_projector", "connector", "merger"),
-    "language_model": ("language_model", "text_model"),
+    "language_model": ("language_model", "text_model", "lm_head"),
 }
 
 
@@ -33,7 +42,7 @@ class FreezeConfig:
 
     Args:
         freeze_vision_tower, freeze_multi_modal_projector, freeze_language_model (`bool`, *optional*):
-            The part keeps its weights. An output head counts with the language model.
+            The part keeps its weights, adapters on it included. The output head counts with the language model.
     """
 
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Keep the vision tower as it is."})
@@ -47,11 +56,25 @@ class ViewsConfig:
     Augmentation of the images while training.
 
     Args:
-        image_views (`bool`, *optional*, defaults to `False`):
-            Show the model a light view (shift, brightness, noise) instead of the image, another one at every visit.
+        image_views (`str`, *optional*):
+            Show the model a `"light"` or `"strong"` view instead of the image, another one at every visit.
     """
 
-    image_views: bool = field(default=False, metadata={"help": "Train on light views of the images."})
+    image_views: str | None = field(default=None, metadata={"help": "Train on `light` or `strong` views of the images."})
+
+    def __post_init__(self) -> None:
+        if self.image_views is not None and self.image_views not in VIEWS:
+            raise ValueError(f"image_views is one of {', '.join(VIEWS)}, got {self.image_views!r}")
+
+
+def parts(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
+    """Sort the parameters of `model`, wrapped by PEFT or not, into the parts of [`PARTS`] and `other`."""
+    found: dict[str, list[torch.nn.Parameter]] = {part: [] for part in [*PARTS, "other"]}
+    for name, parameter in model.named_parameters():
+        path = name.removeprefix("base_model.model.").removeprefix("model.") + "."
+        owner = next((part for part, places in PARTS.items() if any(path.startswith(f"{p}.") for p in places)), "other")
+        found[owner].append(parameter)
+    return found
 
 
 def freeze(model: torch.nn.Module, config: FreezeConfig) -> None:
@@ -59,154 +82,169 @@ def freeze(model: torch.nn.Module, config: FreezeConfig) -> None:
     Stop the named parts of `model` from training.
 
     Raises:
-        `ValueError`: if the architecture has no module of one of the known names for a part.
+        `ValueError`: if the architecture keeps a part in none of the known places.
     """
-    for part, names in PARTS.items():
+    found = parts(model)
+    for part, places in PARTS.items():
         if getattr(config, f"freeze_{part}"):
-            modules = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
-            if not modules:
+            if not found[part]:
                 raise ValueError(
-                    f"freeze_{part}: {type(model).__name__} has no module named {' or '.join(names)}; leave it out or name "
-                    "the module in sicog_trl.training.PARTS"
+                    f"freeze_{part}: {type(model).__name__} has none of {', '.join(places)}; leave the key out, or add "
+                    "the place to sicog_trl.training.PARTS"
                 )
-            for module in modules:
-                module.requires_grad_(False)
+            for parameter in found[part]:
+                parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("nothing is left to train: every part is frozen")
 
 
 def parts_table(model: torch.nn.Module) -> str:
     """Return a table of the parts of `model`, their parameters and how many of them train."""
-    counts = {part: [0, 0] for part in [*PARTS, "other"]}
-    for name, parameter in model.named_parameters():
-        path = name.split(".")
-        part = next((part for part, names in PARTS.items() if any(step in names for step in path)), "other")
-        counts[part][0] += parameter.numel()
-        counts[part][1] += parameter.numel() * parameter.requires_grad
-    rows = [f"{part:22}  {total:>14,}  {trained:>14,}" for part, (total, trained) in counts.items() if total]
-    return "\n".join([f"{'part':22}  {'parameters':>14}  {'trainable':>14}", *rows])
+    rows = [f"{'part':22}  {'parameters':>14}  {'trainable':>14}"]
+    for part, parameters in parts(model).items():
+        sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # ZeRO-3 keeps shards
+        trained = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
+        if sizes:
+            rows.append(f"{part:22}  {sum(sizes):>14,}  {trained:>14,}")
+    return "\n".join(rows)
 
 
-class ResumeFix:
-    """
-    Restore weights when a run resumes or takes its best checkpoint.
+class _VisionTraining(ResumeFix):
+    """Weights that come back, a collator of its own for training, and samplers that know the lengths of the texts."""
 
-    Checkpoints of LLaVA, Qwen2-VL, Gemma 3 and others are saved under the names of their original format, which
-    `Trainer` then fails to match, with no more than a warning (transformers#43701). Loading through the model class
-    renames them.
-    """
+    train_collator: Callable[[list[dict]], dict] | None = None
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        model = self.model if model is None else model
-        if not self._restore(model, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        # evaluation must see the images as they are, so only the loader for training is built with views
+        collator = self.data_collator
+        self.data_collator = self.train_collator or collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
-    def _load_best_model(self) -> None:
-        if not self._restore(self.model, self.state.best_model_checkpoint):
-            super()._load_best_model()
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        # Transformers would look for the lengths in a column that it has dropped before it asks for the sampler
+        if self.args.train_sampling_strategy not in ("group_by_length", "batch_rebalance"):
+            return super()._get_train_sampler(train_dataset)
+        lengths = Dataset.from_dict({self.args.length_column_name: self._text_lengths()})
+        sampler = super()._get_train_sampler(lengths)
+        if isinstance(sampler, BatchRebalanceSampler):
+            sampler.seed = self.args.seed  # it is 42 in every run otherwise
+        return sampler
 
-    def _restore(self, model: Any, checkpoint: str | None) -> bool:
-        adapter = hasattr(model, "peft_config")
-        if not checkpoint or adapter or self.is_deepspeed_enabled or not Path(checkpoint, "config.json").exists():
-            return False
-        model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict(), strict=True)
-        return True
+    def _text_lengths(self) -> list[int]:
+        """Count the tokens of each row, without those of its images; no image is decoded."""
+        columns = [name for name in ("prompt", "completion", "chosen", "rejected") if name in self.train_dataset.features]
+        rows = zip(*(self.train_dataset[name] for name in columns), strict=True)
+        texts = ["\n".join(message["content"] for part in row for message in part) for row in rows]
+        return [len(ids) for ids in self.processing_class.tokenizer(texts)["input_ids"]]
 
 
-class ResumableSFTTrainer(ResumeFix, SFTTrainer):
+class ResumableSFTTrainer(_VisionTraining, SFTTrainer):
     """TRL's SFTTrainer, with weights that come back."""
 
 
-class ResumableDPOTrainer(ResumeFix, DPOTrainer):
+class ResumableDPOTrainer(_VisionTraining, DPOTrainer):
     """TRL's DPOTrainer, with weights that come back."""
 
 
 class ViewCollator:
     """
-    Show the trainer light views of the images, seeded by the place of a row in training.
+    Collate views instead of the images; the rows stay as they are.
+
+    A view is seeded by the run, the process, the epoch, the batch in the epoch and the position in the batch, so that a
+    resumed run sees exactly what an uninterrupted one sees.
 
     Args:
         collator (`Callable`):
             TRL's vision collator.
+        view (`Callable[[PIL.Image.Image, int], PIL.Image.Image]`):
+            Image and seed -> view.
         seed (`int`):
             Seed of the run.
         rank (`int`, *optional*, defaults to `0`):
             Process; each sees other rows and other views.
     """
 
-    def __init__(self, collator: Callable[[list[dict]], dict], seed: int, rank: int = 0):
-        self.collator, self.seed, self.rank = collator, seed, rank
-        self.batch = 0
+    def __init__(self, collator: Callable[[list[dict]], dict], view: Callable, seed: int, rank: int = 0):
+        self.collator, self.view, self.seed, self.rank = collator, view, seed, rank
+        self.start(epoch=0, batch=0)
+
+    def start(self, epoch: int, batch: int) -> None:
+        """Say which batch comes next. Batches that a resumed run skips are never collated."""
+        self.epoch, self.first, self.calls = epoch, batch, 0
 
     def __call__(self, examples: list[dict]) -> dict:
-        shown = [
-            {**example, "images": list(self._views(example["images"], number))} for number, example in enumerate(examples)
-        ]
-        self.batch += 1
+        worker = get_worker_info()  # each worker has a copy of this collator and every n-th batch
+        place = self.calls if worker is None else self.calls * worker.num_workers + worker.id
+        self.calls += 1
+        batch = (self.seed, self.rank, self.epoch, self.first + place)
+        shown = [{**row, "images": list(self._views(row["images"], (*batch, n)))} for n, row in enumerate(examples)]
         return self.collator(shown)
 
-    def _views(self, images: list, number: int) -> Iterator:
+    def _views(self, images: list, place: tuple[int, ...]) -> Iterator:
         for index, image in enumerate(images):
-            digest = hash((self.seed, self.rank, self.batch, number, index))  # of integers: the same in every process
-            yield light_view(image, digest % 2**63)
+            yield self.view(image, int(np.random.SeedSequence((*place, index)).generate_state(1, np.uint64)[0]))
 
 
-class _CountBatches(TrainerCallback):
-    """Start the count of [`ViewCollator`] where a resumed run goes on; skipped batches are not collated."""
+class _StartEpoch(TrainerCallback):
+    """Tell [`ViewCollator`] the epoch and how many of its batches a resumed run skips, as `Trainer` counts them."""
 
     def __init__(self, collator: ViewCollator):
         self.collator = collator
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.collator.batch = state.global_step * args.gradient_accumulation_steps
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        steps = max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
+        epoch, done = divmod(state.global_step, steps)
+        self.collator.start(epoch, done * args.gradient_accumulation_steps)
 
 
-def show_views(trainer: SFTTrainer, config: ViewsConfig) -> None:
-    """Let `trainer` train on views if `config` says so."""
-    if config.image_views:
-        if trainer.args.dataloader_num_workers:
-            raise ValueError("image_views counts batches in this process: set dataloader_num_workers to 0")
-        trainer.data_collator = ViewCollator(trainer.data_collator, trainer.args.seed, trainer.args.process_index)
-        trainer.add_callback(_CountBatches(trainer.data_collator))
+def show_views(trainer: SFTTrainer | DPOTrainer, config: ViewsConfig) -> None:
+    """Let `trainer` train, not evaluate, on views if `config` says so."""
+    if not config.image_views:
+        return
+    if "images" not in trainer.train_dataset.column_names:
+        raise ValueError(f"image_views: the dataset has no column images, only {trainer.train_dataset.column_names}")
+    if trainer.args.dataloader_persistent_workers:
+        raise ValueError("image_views: workers learn of a new epoch when they start; set dataloader_persistent_workers: false")
+    trainer.train_collator = ViewCollator(
+        trainer.data_collator, VIEWS[config.image_views], trainer.args.seed, trainer.args.process_index
+    )
+    trainer.add_callback(_StartEpoch(trainer.train_collator))
 
 
-def last_checkpoint(output_dir: str | Path) -> str | None:
-    """Return the newest whole checkpoint in `output_dir`; one that was being written when the run was killed is passed over."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if fault := _fault(path):
-            print(f"{path} is not whole ({fault}); passing it over")
-        else:
-            print(f"resuming from {path}")
-            return str(path)
-    return None
-
-
-def _fault(checkpoint: Path) -> str | None:
-    """Return what a checkpoint lacks; `trainer_state.json` is written last but for the random states."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-        for file in checkpoint.glob("*.safetensors"):
-            with safe_open(file, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def check_columns(dataset: Dataset, kind: str) -> None:
+    """Refuse a dataset that is empty or lacks what TRL needs to train by `kind` (`"sft"` or `"dpo"`)."""
+    if not len(dataset):
+        raise ValueError("the training dataset is empty; look into what curation dropped")
+    columns = set(dataset.column_names)
+    wanted = [{"prompt", "chosen", "rejected"}] if kind == "dpo" else [{"prompt", "completion"}, {"messages"}]
+    if not any(names <= columns for names in wanted):
+        names = " or ".join(", ".join(sorted(names)) for names in wanted)
+        raise ValueError(f"the training dataset needs the columns {names}; it has {', '.join(sorted(columns))}")
 
 
 def preview(trainer: SFTTrainer | DPOTrainer, dataset: Dataset) -> str:
     """
-    Render the first rows as the model will see them.
+    Render the first row as the model will see it, and count what `max_length` cuts off.
 
     Returns:
-        `str`: the text of one example, its tokens, image tokens and tokens with loss.
+        `str`: the text, its tokens, image tokens and tokens with loss, and how many rows are cut.
     """
-    collator = trainer.data_collator.collator if isinstance(trainer.data_collator, ViewCollator) else trainer.data_collator
+    collator = trainer.data_collator
     batch = collator([dataset[0]])
-    ids = batch["input_ids"][0].tolist()
-    image_token = getattr(trainer.model.config, "image_token_id", None)
-    labels = batch.get("labels")
-    learned = int((labels[0] != -100).sum()) if labels is not None else int(batch["completion_mask"][0].sum())
+    ids = batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist()
+    image_token = getattr(trainer.processing_class, "image_token_id", None) or trainer.model.config.image_token_id
+    learned = int((batch["labels"][0] != -100).sum() if "labels" in batch else batch["completion_mask"][0].sum())
     text = trainer.processing_class.tokenizer.decode([token for token in ids if token != image_token])
-    return f"{text}\n[{len(ids)} tokens, {ids.count(image_token)} of images, {learned} with loss]"
+    lines = [text, f"[{len(ids)} tokens, {ids.count(image_token)} of images, {learned} with loss]"]
+    if limit := trainer.args.max_length:
+        whole = dataclasses.replace(collator, max_length=None)
+        rows = range(0, len(dataset), -(-len(dataset) // 100))
+        cut = sum(int(whole([dataset[row]])["attention_mask"].sum(dim=1).max()) > limit for row in rows)
+        lines.append(f"max_length: {limit} cuts {cut} of {len(rows)} sampled rows; null cuts none")
+    return "\n".join(lines)
 
 
 def finished(output_dir: str | Path) -> bool:
@@ -225,32 +263,37 @@ def train_and_save(trainer: SFTTrainer | DPOTrainer, dataset_name: str | None = 
             For the model card.
 
     Returns:
-        `dict[str, Any]`: `steps`, `samples`, `tokens`, `seconds`, `first_loss`, `last_loss` and `versions`.
+        `dict[str, Any]`: `steps`, `samples`, `tokens`, `seconds` (of this process), `first_loss`, `last_loss`,
+        `resumed_from` and `versions`.
     """
     args = trainer.args
-    print(parts_table(trainer.model))
-    print(preview(trainer, trainer.train_dataset))
+    trainer.accelerator.print(f"{parts_table(trainer.model)}\n\n{preview(trainer, trainer.train_dataset)}\n", flush=True)
+    # the trainer's own count survives a resume, TRL's `num_tokens` begins at zero again
+    args.include_num_input_tokens_seen = "non_padding"
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or last_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    tokens = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
-    record = {
-        "steps": trainer.state.global_step,
-        "samples": trainer.state.global_step * batch,
-        "tokens": int(tokens[-1]) if tokens else None,
-        "seconds": time.monotonic() - started,
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
-        "versions": versions(),
-    }
+    record = {**_record(trainer), "seconds": time.monotonic() - started, "resumed_from": checkpoint, "versions": versions()}
     if trainer.accelerator.is_main_process:
         trainer.create_model_card(dataset_name=dataset_name)
-        unfinished = Path(args.output_dir, ".training.json")
-        unfinished.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(unfinished, Path(args.output_dir, "training.json"))
+        write_json(Path(args.output_dir, "training.json"), record)
+    trainer.accelerator.print(f"{args.output_dir}: {json.dumps({k: v for k, v in record.items() if k != 'versions'})}")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     trainer.end()
     return record
+
+
+def _record(trainer: SFTTrainer | DPOTrainer) -> dict[str, Any]:
+    args, state, rows = trainer.args, trainer.state, len(trainer.train_dataset)
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs, steps = divmod(state.global_step, max(-(-rows // batch), 1))  # the last batch of an epoch may be short
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    return {
+        "steps": state.global_step,
+        "samples": epochs * rows + steps * batch,
+        "tokens": int(state.num_input_tokens_seen),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+    }
