@@ -153,6 +153,7 @@ class TestWriteReport:
             assert "66.2" in text and "65.5" in text  # the control and stage 1
             assert "+21.0" in text and "[+20.0, +22.0]" in text  # headroom of the oracle
             assert "kept 6 (60.0 %)" in text and "inconsistent 2 (20.0 %)" in text
+            assert "0 %), inconsistent" in text or "<svg" in text
             assert "65.0 %" in text and "83.0 %" in text and "+18.0" in text
             assert "Both arms trained for 600 steps" in text
             assert "abc123" in text and "2.13.0" in text and "rounds: 1" in text
