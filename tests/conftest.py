@@ -1,6 +1,9 @@
 """What every test runs under. Set before anything imports torch or transformers, and inherited by subprocesses."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 
 # No test may need the Hub; one that tries fails at once, on every machine alike.
@@ -9,3 +12,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # bring, and sums would depend on the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The learner of the digits world with random weights; a folder."""
+    from sicog_trl.digits_model import build_model
+
+    folder = tmp_path_factory.mktemp("digits_model")
+    build_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small digits world: the artefact folders that `recipes/digits/world.py` writes."""
+    from sicog_trl.data import save
+    from sicog_trl.digits import annotated_pool, evaluation_pool, preference_pool, unlabelled_pool
+
+    folder = tmp_path_factory.mktemp("digits_world")
+    pools = {
+        "annotated": annotated_pool(6, seed=0),
+        "preference": {"train": preference_pool(6, seed=0)},
+        "unlabelled": {"train": unlabelled_pool(12, seed=0)},
+        "development": evaluation_pool("development", 4, seed=0),
+        "test": evaluation_pool("test", 4, seed=0),
+    }
+    for pool, splits in pools.items():
+        for split, dataset in splits.items():
+            save(dataset, folder / pool, split)
+    return folder
