@@ -6,8 +6,10 @@ accelerate launch recipes/dpo.py --config recipes/digits/dpo.yaml
 
 from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from sicog_trl.data import MixtureConfig, load, load_mixture
+from sicog_trl.data import MixtureConfig
+from sicog_trl.resume import claim
 from sicog_trl.training import FreezeConfig, ResumableDPOTrainer, finished, freeze, train_and_save
+from sicog_trl.training_data import check_model, training_data
 
 
 ARGUMENTS = (ScriptArguments, DPOConfig, ModelConfig, MixtureConfig, FreezeConfig)
@@ -21,23 +23,31 @@ def main(
     freeze_args: FreezeConfig,
 ) -> None:
     """Load the pairs, build the trainer, train, save."""
+    check_model(model_args.model_name_or_path)
+    claim(training_args.output_dir, script_args, training_args, model_args, mixture_args, freeze_args)
     if finished(training_args.output_dir):
         print(f"{training_args.output_dir} holds a finished model; nothing to do")
         return
-    if mixture_args.datasets:
-        dataset = load_mixture(mixture_args)
-    else:
-        dataset = load(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
+    train_dataset, eval_dataset = training_data(
+        "dpo",
+        mixture_args,
+        script_args.dataset_name,
+        script_args.dataset_config,
+        script_args.dataset_train_split,
+        script_args.dataset_test_split if training_args.eval_strategy != "no" else None,
+    )
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
     }
     # By name, not as an instance: TRL loads the reference model from that name, and it must be this very model.
     trainer = ResumableDPOTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
-        train_dataset=dataset,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
     )

@@ -1,4 +1,4 @@
-"""Going on with a training run that was cut off: which checkpoint is whole, whose run it is, weights that come back."""
+"""Going on with training that was cut off: which checkpoint is whole, whose run it is, weights that come back."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ from .provenance import weights_fingerprint
 
 # Arguments that change where, how fast or how loudly a run trains, not what it trains. A resumed run may change them.
 _PLACE = (
-    "output_dir resume run_name log report project trackio disable_tqdm save_ hub_ push_to_hub eval do_ use_cpu dataloader_ "
-    "skip_memory_metrics local_rank ddp fsdp deepspeed accelerator_config parallelism_config full_determinism debug tpu"
+    "output_dir resume run_name log report project trackio disable_tqdm save_ hub_ push_to_hub eval do_ use_cpu "
+    "dataloader_ skip_memory_metrics local_rank ddp fsdp deepspeed accelerator_config parallelism_config debug tpu"
 )
 SETTINGS = "settings.json"
 
@@ -111,9 +111,9 @@ def claim(output_dir: str | Path, *configs: Any) -> None:
         for key in sorted(found.keys() | wanted.keys()):
             if found.get(key) != wanted.get(key):
                 raise ValueError(
-                    f"{output_dir} holds another run: its fingerprint is {_digest(found)}, this one's {_digest(wanted)}; "
-                    f"{key} is {found.get(key)!r} there and {wanted.get(key)!r} here. Choose another output_dir, or "
-                    "delete that folder."
+                    f"{output_dir} holds another run: its fingerprint is {_digest(found)}, this one's is "
+                    f"{_digest(wanted)}; {key} is {found.get(key)!r} there and {wanted.get(key)!r} here. Choose "
+                    "another output_dir, or delete that folder."
                 )
     elif PartialState().is_main_process:
         write_json(path, wanted)

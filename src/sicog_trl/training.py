@@ -1,6 +1,5 @@
-"""What TRL lacks: freezing by part, views of the images, micro-batches of like length, a look at the data, a record."""
+"""What TRL lacks: freezing by part, views of the images, batches of like length, a look at the data, a record."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from trl import DPOTrainer, SFTTrainer
 
 from .provenance import versions
 from .resume import ResumeFix, last_checkpoint, write_json
+from .training_data import preview
 from .views import VIEWS
 
 
@@ -60,7 +60,9 @@ class ViewsConfig:
             Show the model a `"light"` or `"strong"` view instead of the image, another one at every visit.
     """
 
-    image_views: str | None = field(default=None, metadata={"help": "Train on `light` or `strong` views of the images."})
+    image_views: str | None = field(
+        default=None, metadata={"help": "Train on `light` or `strong` views of the images."}
+    )
 
     def __post_init__(self) -> None:
         if self.image_views is not None and self.image_views not in VIEWS:
@@ -71,9 +73,9 @@ def parts(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
     """Sort the parameters of `model`, wrapped by PEFT or not, into the parts of [`PARTS`] and `other`."""
     found: dict[str, list[torch.nn.Parameter]] = {part: [] for part in [*PARTS, "other"]}
     for name, parameter in model.named_parameters():
-        path = name.removeprefix("base_model.model.").removeprefix("model.") + "."
-        owner = next((part for part, places in PARTS.items() if any(path.startswith(f"{p}.") for p in places)), "other")
-        found[owner].append(parameter)
+        path = name.removeprefix("base_model.model.").removeprefix("model.")
+        owners = (part for part, places in PARTS.items() if path.startswith(tuple(f"{place}." for place in places)))
+        found[next(owners, "other")].append(parameter)
     return found
 
 
@@ -89,8 +91,8 @@ def freeze(model: torch.nn.Module, config: FreezeConfig) -> None:
         if getattr(config, f"freeze_{part}"):
             if not found[part]:
                 raise ValueError(
-                    f"freeze_{part}: {type(model).__name__} has none of {', '.join(places)}; leave the key out, or add "
-                    "the place to sicog_trl.training.PARTS"
+                    f"freeze_{part}: {type(model).__name__} has none of {', '.join(places)}; leave the key out, or "
+                    "add the place to sicog_trl.training.PARTS"
                 )
             for parameter in found[part]:
                 parameter.requires_grad_(False)
@@ -135,7 +137,8 @@ class _VisionTraining(ResumeFix):
 
     def _text_lengths(self) -> list[int]:
         """Count the tokens of each row, without those of its images; no image is decoded."""
-        columns = [name for name in ("prompt", "completion", "chosen", "rejected") if name in self.train_dataset.features]
+        names = self.train_dataset.column_names
+        columns = [name for name in ("messages", "prompt", "completion", "chosen", "rejected") if name in names]
         rows = zip(*(self.train_dataset[name] for name in columns), strict=True)
         texts = ["\n".join(message["content"] for part in row for message in part) for row in rows]
         return [len(ids) for ids in self.processing_class.tokenizer(texts)["input_ids"]]
@@ -153,8 +156,8 @@ class ViewCollator:
     """
     Collate views instead of the images; the rows stay as they are.
 
-    A view is seeded by the run, the process, the epoch, the batch in the epoch and the position in the batch, so that a
-    resumed run sees exactly what an uninterrupted one sees.
+    A view is seeded by the run, the process, the epoch, the batch in the epoch and the position in the batch, so that
+    a resumed run sees exactly what an uninterrupted one sees.
 
     Args:
         collator (`Callable`):
@@ -207,44 +210,11 @@ def show_views(trainer: SFTTrainer | DPOTrainer, config: ViewsConfig) -> None:
     if "images" not in trainer.train_dataset.column_names:
         raise ValueError(f"image_views: the dataset has no column images, only {trainer.train_dataset.column_names}")
     if trainer.args.dataloader_persistent_workers:
-        raise ValueError("image_views: workers learn of a new epoch when they start; set dataloader_persistent_workers: false")
+        raise ValueError("image_views: set dataloader_persistent_workers to false; workers that stay miss new epochs")
     trainer.train_collator = ViewCollator(
         trainer.data_collator, VIEWS[config.image_views], trainer.args.seed, trainer.args.process_index
     )
     trainer.add_callback(_StartEpoch(trainer.train_collator))
-
-
-def check_columns(dataset: Dataset, kind: str) -> None:
-    """Refuse a dataset that is empty or lacks what TRL needs to train by `kind` (`"sft"` or `"dpo"`)."""
-    if not len(dataset):
-        raise ValueError("the training dataset is empty; look into what curation dropped")
-    columns = set(dataset.column_names)
-    wanted = [{"prompt", "chosen", "rejected"}] if kind == "dpo" else [{"prompt", "completion"}, {"messages"}]
-    if not any(names <= columns for names in wanted):
-        names = " or ".join(", ".join(sorted(names)) for names in wanted)
-        raise ValueError(f"the training dataset needs the columns {names}; it has {', '.join(sorted(columns))}")
-
-
-def preview(trainer: SFTTrainer | DPOTrainer, dataset: Dataset) -> str:
-    """
-    Render the first row as the model will see it, and count what `max_length` cuts off.
-
-    Returns:
-        `str`: the text, its tokens, image tokens and tokens with loss, and how many rows are cut.
-    """
-    collator = trainer.data_collator
-    batch = collator([dataset[0]])
-    ids = batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist()
-    image_token = getattr(trainer.processing_class, "image_token_id", None) or trainer.model.config.image_token_id
-    learned = int((batch["labels"][0] != -100).sum() if "labels" in batch else batch["completion_mask"][0].sum())
-    text = trainer.processing_class.tokenizer.decode([token for token in ids if token != image_token])
-    lines = [text, f"[{len(ids)} tokens, {ids.count(image_token)} of images, {learned} with loss]"]
-    if limit := trainer.args.max_length:
-        whole = dataclasses.replace(collator, max_length=None)
-        rows = range(0, len(dataset), -(-len(dataset) // 100))
-        cut = sum(int(whole([dataset[row]])["attention_mask"].sum(dim=1).max()) > limit for row in rows)
-        lines.append(f"max_length: {limit} cuts {cut} of {len(rows)} sampled rows; null cuts none")
-    return "\n".join(lines)
 
 
 def finished(output_dir: str | Path) -> bool:
@@ -263,22 +233,23 @@ def train_and_save(trainer: SFTTrainer | DPOTrainer, dataset_name: str | None = 
             For the model card.
 
     Returns:
-        `dict[str, Any]`: `steps`, `samples`, `tokens`, `seconds` (of this process), `first_loss`, `last_loss`,
-        `resumed_from` and `versions`.
+        `dict[str, Any]`: `steps`, `samples`, `tokens`, `seconds` (of this process), `first_loss`, `last_loss` and
+        `resumed_from`.
     """
     args = trainer.args
-    trainer.accelerator.print(f"{parts_table(trainer.model)}\n\n{preview(trainer, trainer.train_dataset)}\n", flush=True)
+    say = trainer.accelerator.print
+    say(f"{parts_table(trainer.model)}\n\n{preview(trainer, trainer.train_dataset)}\n", flush=True)
     # the trainer's own count survives a resume, TRL's `num_tokens` begins at zero again
     args.include_num_input_tokens_seen = "non_padding"
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
-    record = {**_record(trainer), "seconds": time.monotonic() - started, "resumed_from": checkpoint, "versions": versions()}
+    record = {**_record(trainer), "seconds": time.monotonic() - started, "resumed_from": checkpoint}
+    say(f"{args.output_dir}: {json.dumps(record)}")
     if trainer.accelerator.is_main_process:
         trainer.create_model_card(dataset_name=dataset_name)
-        write_json(Path(args.output_dir, "training.json"), record)
-    trainer.accelerator.print(f"{args.output_dir}: {json.dumps({k: v for k, v in record.items() if k != 'versions'})}")
+        write_json(Path(args.output_dir, "training.json"), {**record, "versions": versions()})
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     trainer.end()

@@ -1,0 +1,105 @@
+"""What a model trains on, checked before anything is loaded and shown as the model will see it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from .data import MixtureConfig, load, load_mixture
+
+
+COLUMNS = {"sft": ({"prompt", "completion"}, {"messages"}), "dpo": ({"prompt", "chosen", "rejected"},)}
+
+
+def check_model(model_name_or_path: str | None) -> None:
+    """Refuse a local model that cannot be trained because it, its weights or its processor is not there."""
+    if not model_name_or_path:
+        raise ValueError("model_name_or_path is missing: name the model to start from")
+    folder = Path(model_name_or_path)
+    if folder.is_dir():
+        if not (folder / "processor_config.json").exists() and not (folder / "preprocessor_config.json").exists():
+            raise FileNotFoundError(
+                f"{folder} has no processor (processor_config.json or preprocessor_config.json); save the one of its "
+                "base model there with AutoProcessor.from_pretrained(...).save_pretrained(...)"
+            )
+    elif folder.is_absolute() or len(folder.parts) > 2:
+        raise FileNotFoundError(f"model folder {folder} does not exist; run the stage that writes it first")
+
+
+def training_data(
+    kind: str,
+    mixture: MixtureConfig,
+    dataset_name: str | None,
+    dataset_config: str | None,
+    train_split: str,
+    eval_split: str | None,
+) -> tuple[Dataset, Dataset | None]:
+    """
+    Load what to train and what to evaluate on: a mixture, or the splits of one dataset.
+
+    Args:
+        kind (`str`):
+            `"sft"` or `"dpo"`: decides which columns have to be there.
+        mixture ([`MixtureConfig`]):
+            Its `datasets`, if any, are trained on; `dataset_name` then serves evaluation alone.
+        dataset_name, dataset_config (`str`, *optional*):
+            One dataset.
+        train_split (`str`):
+            Its split to train on.
+        eval_split (`str`, *optional*):
+            Its split to evaluate on.
+
+    Returns:
+        `tuple[Dataset, Dataset | None]`: training and evaluation dataset.
+    """
+    if not mixture.datasets and not dataset_name:
+        raise ValueError("there is nothing to train on: give dataset_name, or datasets for a mixture")
+    if mixture.datasets and dataset_name and not eval_split:
+        raise ValueError("both dataset_name and datasets are given: leave one of them out")
+    if eval_split and not dataset_name:
+        raise ValueError("eval_strategy needs dataset_name, the dataset to evaluate on")
+    train = load_mixture(mixture) if mixture.datasets else load(dataset_name, dataset_config, train_split)
+    _check(train, kind, "training dataset")
+    if not eval_split:
+        return train, None
+    evaluation = load(dataset_name, dataset_config, eval_split)
+    _check(evaluation, kind, f"split {eval_split!r} of {dataset_name}")
+    return train, evaluation
+
+
+def _check(dataset: Dataset, kind: str, name: str) -> None:
+    if not len(dataset):
+        raise ValueError(f"the {name} is empty")
+    columns = set(dataset.column_names)
+    if not any(wanted <= columns for wanted in COLUMNS[kind]):
+        wanted = " or ".join(" + ".join(sorted(names)) for names in COLUMNS[kind])
+        raise ValueError(f"the {name} needs the columns {wanted}; it has {', '.join(sorted(columns))}")
+
+
+def preview(trainer: Any, dataset: Dataset) -> str:
+    """
+    Render the first row as the model will see it, and count what `max_length` cuts off.
+
+    Args:
+        trainer (`SFTTrainer` or `DPOTrainer`):
+            Its collator and processor are asked.
+        dataset (`datasets.Dataset`):
+            The dataset that it trains on.
+
+    Returns:
+        `str`: the text, its tokens, image tokens and tokens with loss, and how many rows are cut.
+    """
+    collator = trainer.data_collator
+    batch = collator([dataset[0]])
+    ids = batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist()
+    image_token = getattr(trainer.processing_class, "image_token_id", None) or trainer.model.config.image_token_id
+    learned = int((batch["labels"][0] != -100).sum() if "labels" in batch else batch["completion_mask"][0].sum())
+    text = trainer.processing_class.tokenizer.decode([token for token in ids if token != image_token])
+    lines = [text, f"[{len(ids)} tokens, {ids.count(image_token)} of images, {learned} with loss]"]
+    if limit := trainer.args.max_length:
+        whole = dataclasses.replace(collator, max_length=None)
+        rows = range(0, len(dataset), -(-len(dataset) // 100))
+        cut = sum(int(whole([dataset[row]])["attention_mask"].sum(dim=1).max()) > limit for row in rows)
+        lines.append(f"max_length: {limit} cuts {cut} of {len(rows)} sampled rows; null cuts none")
+    return "\n".join(lines)
