@@ -5,13 +5,14 @@ python recipes/self_improve.py --config recipes/digits/quickstart.yaml
 """
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 from trl import TrlParser
 
 from sicog_trl.loop import LoopConfig, Stage, run, stages
-from sicog_trl.report import write_report
+from sicog_trl.report import summary_table, write_report
 
 
 RECIPES = Path(__file__).parent
@@ -41,7 +42,9 @@ def main(config: LoopConfig) -> None:
     """Check, run, report."""
     check(stages(config))
     folder = run(config, RECIPES)
-    print(f"report: {write_report(folder)}")
+    report = write_report(folder)
+    print(summary_table(json.loads((folder / "evaluate" / "scores.json").read_text())))
+    print(f"\nreport: {report}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sicog_trl.data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, save
 from sicog_trl.report import markdown_text, summary_table, write_report
-from sicog_trl.report_sections import difference, verdict
+from sicog_trl.report.sections import difference, verdict
 
 
 HOSTILE = (

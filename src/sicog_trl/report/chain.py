@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import compare_scores, read_samples
-from .report_sections import BEHAVIOUR, difference, models_of, number, title
+from ..comparison import compare_scores, read_samples
+from .sections import BEHAVIOUR, difference, models_of, number, title
 
 
 STEPS, DIRECT = "step_by_step", "direct"

@@ -10,9 +10,9 @@ from datasets import Dataset, Image, List
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
-from .data import load
-from .report_line import rounds_of
-from .report_sections import number, verb
+from ..data import load
+from .line import rounds_of
+from .sections import number, verb
 
 
 NUM_KEPT, NUM_DROPPED = 8, 4

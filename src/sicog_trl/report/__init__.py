@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .report_chain import chain_against_direct
-from .report_gallery import gallery
-from .report_line import arms, cost, health, label_accuracy, line
-from .report_sections import BASE, CONTROL, MINUS, MISSING, TREATED, behaviour, results, title, verdict
+from .chain import chain_against_direct
+from .gallery import gallery
+from .line import arms, cost, health, label_accuracy, line
+from .sections import BASE, CONTROL, MINUS, MISSING, TREATED, behaviour, results, title, verdict
 
 
 SIGN_MARKS = {"gain": "▲", "loss": "▼", "open": ""}

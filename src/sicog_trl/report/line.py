@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .report_sections import TRAINING, TREATED, difference, duration, number, share, steps_by_arm, title, verb
+from .sections import TRAINING, TREATED, difference, duration, number, share, steps_by_arm, title, verb
 
 
 REASON_COLOURS = ("#b5533c", "#d08a4e", "#8a6fa8", "#8f8f8f", "#5f7f8f", "#c0a65a", "#a35b78", "#6b6b6b")
