@@ -43,7 +43,8 @@ from sicog_trl.data import save
 from sicog_trl.digits import annotated_pool, evaluation_pool, unlabelled_pool
 
 annotated_pool(3, seed=1)
-for name, dataset in {**annotated_pool(4, 0), **evaluation_pool("test", 4, 0), "unlabelled": unlabelled_pool(4, 0)}.items():
+pools = {**annotated_pool(4, 0), **evaluation_pool("test", 4, 0), "unlabelled": unlabelled_pool(4, 0)}
+for name, dataset in pools.items():
     save(dataset, sys.argv[1], name)
 """
 

@@ -1,0 +1,415 @@
+"""Self-consistency: the arithmetic by hand, every row accounted for, images untouched."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from scipy.sparse import csr_matrix
+from trl.data_utils import is_conversational
+
+from sicog_trl import curation
+from sicog_trl.curation import CurationConfig, curate, fault_of, self_consistency
+from sicog_trl.data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, load, split_file
+from sicog_trl.prompts import prompt_for
+from sicog_trl.responses import build_steps
+from sicog_trl.similarity import decisive_words, embedder, mean_similarity_to_others
+
+
+GARBAGE = {"bytes": b"this is no image", "path": None}
+ACCURACY = "sicog_trl.digits.object_accuracy"
+RED = "One digit on a dark background: a red three at the top left."
+BLUE = "One digit on a dark background: a blue three at the top left."
+FIVE = "One digit on a dark background: a red five at the top left."
+
+
+def said(text: str, mode: str, finish_reason: str = "stop", prompt: str | None = None) -> dict:
+    prompt = prompt or prompt_for(mode, "How many?" if mode in ("chain_of_thought", "direct_answer") else None)
+    tokens = len(text.split())
+    return {
+        "text": text,
+        "mode": mode,
+        "prompt": prompt,
+        "seed": 0,
+        "finish_reason": finish_reason,
+        "num_tokens": tokens,
+    }
+
+
+def described(*texts: str) -> list[dict]:
+    return [said(text, "detailed_description") for text in texts]
+
+
+def looked(description: str) -> dict:
+    return said(build_steps("chain_of_description", ["a", "b", "c", "d", description]), "chain_of_description")
+
+
+def reasoned(answer: str, why: str = "Counting.") -> dict:
+    return said(build_steps("chain_of_thought", ["Count.", "Things.", why, answer]), "chain_of_thought")
+
+
+def answered(*answers: str) -> list[dict]:
+    return [said(answer, "direct_answer") for answer in answers]
+
+
+def row(row_id: str, candidates: list[dict], answer: str | None = None, **changes) -> dict:
+    modes = {candidate["mode"] for candidate in candidates}
+    task = "reasoning" if modes & {"chain_of_thought", "direct_answer"} else "description"
+    question = "How many?" if task == "reasoning" else None
+    base = {"id": row_id, "images": [GARBAGE], "question": question, "answer": answer, "task": task, "error": None}
+    return {**base, "candidates": candidates, **changes}
+
+
+def table(*rows: dict) -> Dataset:
+    return Dataset.from_list(list(rows), features=CANDIDATES_FEATURES)
+
+
+def ids(folder: Path, split: str) -> list[str]:
+    return load(str(folder), split=split)["id"][:]
+
+
+def completions(folder: Path) -> dict[str, str]:
+    rows = load(str(folder), split="curated").select_columns(["id", "completion"])
+    return {row["id"]: row["completion"][0]["content"] for row in rows}
+
+
+@pytest.fixture
+def mixed() -> Dataset:
+    """Rows of both tasks with every kind of fate."""
+    return table(
+        row("agree", described(RED, RED, RED), answer=RED),
+        row("two-of-three", described(BLUE, RED, RED), answer=RED),
+        row("quarrel", described(RED, BLUE, FIVE), answer=BLUE),
+        row("cut", [said(RED, "detailed_description", "length")] * 2, answer=RED),
+        row("blank", described(" ", "", " "), answer=RED),
+        row("broken", [said("Step 1: What?\nx", "chain_of_description")] * 2),
+        row("unseen", [], error="unreadable_image: cannot identify image file"),
+        row("sure", [reasoned("7"), reasoned("seven."), *answered("7")], answer="7"),
+        row("majority", [reasoned("8"), reasoned("7", "Other."), *answered("Seven")], answer="7"),
+        row("split", answered("1", "2", "3"), answer="3"),
+    )
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def test_score_is_the_mean_over_the_others_by_hand():
+    """Design §5: the released code averages the similarity to itself in, s_paper = (1 + (n - 1) s) / n."""
+    vectors = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    scores = mean_similarity_to_others(csr_matrix(vectors))
+    assert scores == pytest.approx([(0.6 + 0.0) / 2, (0.6 + 0.8) / 2, (0.0 + 0.8) / 2])
+    paper = (vectors @ vectors.T).mean(axis=1)
+    assert paper == pytest.approx((1 + 2 * scores) / 3)
+    allowed = np.array([[True, False, True], [False, True, True], [True, True, True]])
+    assert mean_similarity_to_others(csr_matrix(vectors), allowed) == pytest.approx([0, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_agreement_does_not_depend_on_the_number_of_candidates(count):
+    embed = embedder("word_ngram")
+    assert self_consistency(described(*[RED] * count), "description", embed) == pytest.approx([1.0] * count)
+    assert self_consistency(answered(*["7"] * count), "reasoning", embed) == pytest.approx([1.0] * count)
+
+
+def test_one_candidate_agrees_with_nobody():
+    assert self_consistency(described(RED), "description", embedder("word_ngram")) == [0.0]
+
+
+@pytest.mark.parametrize("similarity", ["word_ngram", "char_ngram"])
+def test_vectors_have_length_one_and_order_counts(similarity):
+    embed = embedder(similarity)
+    vectors = embed([RED, BLUE, "x", ""])
+    lengths = np.sqrt(vectors.multiply(vectors).sum(axis=1)).A1
+    assert lengths == pytest.approx([1, 1, 1, 0])
+    if similarity == "word_ngram":
+        pair = embed(["a red three and a blue seven", "a blue three and a red seven"])
+        assert (pair @ pair.T)[0, 1] < 0.8  # the same words in another order
+    with pytest.raises(ValueError, match="unknown similarity 'minilm'"):
+        embedder("minilm")
+
+
+def test_captions_are_compared_by_their_last_part():
+    candidates = [looked(RED), *described(RED)]
+    assert self_consistency(candidates, "description", embedder("word_ngram")) == pytest.approx([1, 1])
+
+
+def test_answers_are_a_majority_vote():
+    candidates = [reasoned("7", "One way."), reasoned("Seven.", "Another."), *answered("8", "7.0")]
+    assert self_consistency(candidates, "reasoning", embedder("word_ngram")) == pytest.approx([2 / 3, 2 / 3, 0, 2 / 3])
+
+
+def test_broken_candidates_lower_the_scores_of_the_rest():
+    candidates = [*described(RED, RED, " "), said(RED, "detailed_description", "length")]
+    assert self_consistency(candidates, "description", embedder("word_ngram")) == pytest.approx([1 / 3, 1 / 3, 0, 0])
+
+
+def test_veto_separates_what_vectors_confuse():
+    embed = embedder("word_ngram")
+    pair = described(RED, BLUE)
+    assert self_consistency(pair, "description", embed, veto=True) == [0, 0]
+    assert min(self_consistency(pair, "description", embed, veto=False)) > 0.5
+    same = described("A red three.", "A large red three.")
+    assert min(self_consistency(same, "description", embed, veto=True)) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Two red birds, not three; 1,5 m left.", ("two", "red", "not", "three", "1,5", "left")),
+        ("It isn't there.", ("isn't",)),
+        ("Reduced topics, bright leftovers", ()),
+        ("7. 12.5", ("7", "12.5")),
+    ],
+)
+def test_decisive_words(text, words):
+    assert decisive_words(text) == words
+
+
+def test_faults():
+    assert fault_of(said(" \n", "short_caption")) == "empty"
+    assert fault_of(said("x", "short_caption", "length")) == "truncated"
+    assert fault_of(said("x", "chain_of_thought")) == "incomplete"
+    assert fault_of(reasoned("7")) is None
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def test_law_1_every_row_is_kept_or_dropped_once(mixed, tmp_path):
+    """Law 1: input rows = kept + dropped, by id, counted by reason."""
+    summary = curate(mixed, CurationConfig(min_consistency=0.4), tmp_path)
+    kept, dropped = ids(tmp_path, "curated"), load(str(tmp_path), split="dropped")
+    assert sorted(kept + dropped["id"][:]) == sorted(mixed["id"][:])
+    assert kept == ["agree", "two-of-three", "sure", "majority"]
+    reasons = dict(zip(dropped["id"], dropped["reason"], strict=True))
+    assert reasons == {
+        "quarrel": "inconsistent",
+        "cut": "truncated",
+        "blank": "empty",
+        "broken": "incomplete",
+        "unseen": "unreadable_image",
+        "split": "inconsistent",
+    }
+    assert summary["rows_in"] == len(mixed) == summary["kept"] + sum(summary["dropped"].values())
+    assert summary["dropped"] == {
+        "empty": 1,
+        "incomplete": 1,
+        "inconsistent": 2,
+        "truncated": 1,
+        "unreadable_image": 1,
+    }
+    scores = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert [score["id"] for score in scores] == mixed["id"][:]
+    assert [len(score["scores"]) for score in scores] == [len(c) for c in mixed["candidates"]]
+
+
+def test_whole_winner_is_kept(mixed, tmp_path):
+    curate(mixed, CurationConfig(min_consistency=0.4), tmp_path)
+    rows = {row["id"]: row for row in load(str(tmp_path), split="curated").remove_columns("images")}
+    winner = next(r["candidates"][1] for r in mixed.remove_columns("images") if r["id"] == "majority")
+    assert rows["majority"]["completion"] == [{"role": "assistant", "content": winner["text"]}]
+    assert rows["majority"]["prompt"] == [{"role": "user", "content": winner["prompt"]}]
+    assert rows["majority"]["mode"] == "chain_of_thought"
+    assert rows["majority"]["consistency"] == pytest.approx(0.5)
+    assert rows["majority"]["num_candidates"] == 3
+    assert rows["two-of-three"]["completion"][0]["content"] == RED
+
+
+def test_ties_go_to_the_first_candidate_and_the_first_id(tmp_path):
+    rows = [row(name, described(RED, RED)) for name in ("c", "a", "d", "b")]
+    curate(table(*rows), CurationConfig(keep=0.5), tmp_path / "keep")
+    assert ids(tmp_path / "keep", "curated") == ["a", "b"]
+    tie = [looked(RED), *described(RED)]
+    curate(table(row("x", tie), row("y", tie[::-1])), CurationConfig(), tmp_path / "tie")
+    modes = load(str(tmp_path / "tie"), split="curated")["mode"][:]
+    assert modes == ["chain_of_description", "detailed_description"]
+
+
+def test_keep_is_a_share_of_each_task(tmp_path):
+    rows = [row(f"d{i}", described(RED, *[RED] * i, *[BLUE] * (4 - i))) for i in range(5)]
+    rows += [row(f"r{i}", answered("1", *["1"] * i, *map(str, range(2, 6 - i)))) for i in range(5)]
+    summary = curate(table(*rows), CurationConfig(keep=0.4, veto=True), tmp_path)
+    # d4 is unanimous; d0 and d3 are four against one, and the first id wins.
+    assert ids(tmp_path, "curated") == ["d0", "d4", "r3", "r4"]
+    assert summary["kept"] == 4
+    assert summary["dropped"] == {"inconsistent": 6}
+    whole = curate(table(*rows), CurationConfig(keep=1.0), tmp_path / "whole")
+    assert whole["kept"] == 10
+
+
+def test_broken_rows_count_into_the_share(mixed, tmp_path):
+    # 7 descriptions and 3 questions: a share of 0.4 is 3 and 1 rows, though only 3 and 3 can be chosen.
+    curate(mixed, CurationConfig(keep=0.4), tmp_path)
+    assert ids(tmp_path, "curated") == ["agree", "two-of-three", "quarrel", "sure"]
+
+
+# Label accuracy ------------------------------------------------------------------------------------------------------
+
+
+def test_label_accuracy_by_hand(mixed, tmp_path):
+    summary = curate(mixed, CurationConfig(min_consistency=0.4, description_accuracy=ACCURACY), tmp_path)
+    # Shares of right candidates: agree 1, two-of-three 2/3, quarrel 1/3, cut 1 (right, but cut), blank 0;
+    # sure 1, majority 2/3, split 1/3.
+    description, reasoning = [1, 2 / 3, 1 / 3, 1, 0], [1, 2 / 3, 1 / 3]
+    assert summary["label_accuracy_before"] == {
+        "overall": pytest.approx(np.mean(description + reasoning)),
+        "description": pytest.approx(np.mean(description)),
+        "reasoning": pytest.approx(np.mean(reasoning)),
+    }
+    assert summary["label_accuracy_after"] == {"overall": 1.0, "description": 1.0, "reasoning": 1.0}
+    scores = {score["id"]: score for score in pq.read_table(tmp_path / "scores.parquet").to_pylist()}
+    assert scores["cut"]["accuracy_after"] is None  # nothing was chosen, so there is nothing to measure
+    assert scores["quarrel"]["accuracy_after"] == 0  # its winner is the first of three that disagree
+
+
+def test_accuracy_needs_truth_and_a_measure(mixed, tmp_path):
+    summary = curate(mixed, CurationConfig(), tmp_path)
+    assert summary["label_accuracy_before"]["description"] is None
+    assert summary["label_accuracy_before"]["reasoning"] is not None
+
+
+def test_answers_only_measure(mixed, tmp_path):
+    curate(mixed, CurationConfig(), tmp_path / "with")
+    without = mixed.remove_columns("answer").add_column(
+        "answer", [None] * len(mixed), feature=mixed.features["answer"]
+    )
+    curate(without, CurationConfig(), tmp_path / "without")
+    for split in ("curated", "dropped"):
+        assert (
+            split_file(tmp_path / "with", split).read_bytes() == split_file(tmp_path / "without", split).read_bytes()
+        )
+
+
+# Strategies ----------------------------------------------------------------------------------------------------------
+
+
+def test_strategies_choose_as_they_say(tmp_path):
+    long = RED.replace("a red", "a very red")
+    rows = [row(f"x{i}", described(BLUE, long, RED, RED)) for i in range(40)]
+    chosen = {}
+    for strategy in ("self_consistency", "first", "longest", "random"):
+        curate(table(*rows), CurationConfig(strategy=strategy), tmp_path / strategy)
+        chosen[strategy] = completions(tmp_path / strategy)
+    assert set(chosen["self_consistency"].values()) <= {RED, long}
+    assert set(chosen["first"].values()) == {BLUE}
+    assert set(chosen["longest"].values()) == {long}
+    assert set(chosen["random"].values()) == {BLUE, long, RED}
+    curate(table(*rows), CurationConfig(strategy="random", curation_seed=1), tmp_path / "other")
+    assert completions(tmp_path / "other") != chosen["random"]
+
+
+def test_random_rows_do_not_depend_on_the_choice_by_score(mixed, tmp_path):
+    summary = curate(mixed, CurationConfig(strategy="random", keep=0.3, min_consistency=0.9), tmp_path)
+    assert summary["kept"] == 2 + 1
+    assert "inconsistent" not in summary["dropped"]
+    assert summary["dropped"]["not_drawn"] == 3
+
+
+def test_oracle_trains_on_the_truth(tmp_path):
+    rows = [row("d", described(BLUE, BLUE), answer=RED), row("r", [reasoned("8")], answer="7")]
+    summary = curate(table(*rows), CurationConfig(strategy="oracle", description_accuracy=ACCURACY), tmp_path)
+    found = {row["id"]: row for row in load(str(tmp_path), split="curated").remove_columns("images")}
+    assert found["d"]["completion"][0]["content"] == RED
+    assert found["d"]["prompt"][0]["content"] == prompt_for("detailed_description")
+    assert found["r"]["completion"][0]["content"] == "7"
+    assert found["r"]["prompt"][0]["content"] == prompt_for("direct_answer", "How many?")
+    assert [found[name]["mode"] for name in "dr"] == ["detailed_description", "direct_answer"]
+    assert summary["label_accuracy_after"]["overall"] == 1.0
+
+
+def test_oracle_needs_answers(tmp_path):
+    with pytest.raises(ValueError, match="row 'd': the strategy 'oracle' needs the column `answer`, which is empty"):
+        curate(table(row("d", described(BLUE, BLUE))), CurationConfig(strategy="oracle"), tmp_path)
+    assert not split_file(tmp_path, "curated").exists()
+
+
+# The artefact --------------------------------------------------------------------------------------------------------
+
+
+def test_curated_is_what_trl_reads(mixed, tmp_path):
+    curate(mixed, CurationConfig(), tmp_path)
+    rows = load(str(tmp_path), split="curated")
+    assert rows.features == CURATED_FEATURES
+    assert load(str(tmp_path), split="dropped").features == DROPPED_FEATURES
+    for example in rows.select_columns(["prompt", "completion"]):
+        assert is_conversational(example)
+        assert [message["role"] for part in ("prompt", "completion") for message in example[part]] == [
+            "user",
+            "assistant",
+        ]
+        assert "<image>" not in json.dumps(example)
+    # `datasets` reads the folder without our help.
+    assert datasets.load_dataset(str(tmp_path), split="curated")["id"][:] == rows["id"][:]
+    assert len(datasets.load_dataset(str(tmp_path), "dropped", split="dropped")) + len(rows) == len(mixed)
+
+
+def test_law_2_images_pass_through_undecoded(mixed, tmp_path):
+    """Law 2: curation never looks at an image; bytes that are none reach both splits as they were."""
+    curate(mixed, CurationConfig(min_consistency=0.4, description_accuracy=ACCURACY), tmp_path)
+    for split in ("curated", "dropped"):
+        images = pq.read_table(split_file(tmp_path, split))["images"].to_pylist()
+        assert images and all(image == [GARBAGE] for image in images)
+
+
+def test_law_3_same_bytes_again(mixed, tmp_path):
+    """Law 3: same candidates, same settings, same bytes."""
+    for strategy in ("self_consistency", "random"):
+        digests = set()
+        for number in range(2):
+            folder = tmp_path / f"{strategy}-{number}"
+            curate(mixed, CurationConfig(strategy=strategy, keep=0.5), folder)
+            files = sorted(folder.rglob("*.parquet"))
+            assert len(files) == 3
+            digests.add(hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest())
+        assert len(digests) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_result_does_not_depend_on_the_batch(batch, mixed, tmp_path, monkeypatch):
+    settings = CurationConfig(keep=0.5, description_accuracy=ACCURACY)
+    expected = curate(mixed, settings, tmp_path / "whole")
+    monkeypatch.setattr(curation, "_BATCH", batch)
+    assert curate(mixed, settings, tmp_path / "batched") == expected
+    for split in ("curated", "dropped"):
+        rows = [pq.read_table(split_file(tmp_path / name, split)).to_pylist() for name in ("whole", "batched")]
+        assert rows[0] == rows[1]
+
+
+def test_selected_rows_are_matched_by_what_they_hold(mixed, tmp_path):
+    """Law 1: a view of a dataset (selected, turned round) is curated like its rows."""
+    turned = mixed.select(range(len(mixed) - 1, -1, -1))
+    curate(mixed, CurationConfig(keep=0.5), tmp_path / "straight")
+    curate(turned, CurationConfig(keep=0.5), tmp_path / "turned")
+    assert completions(tmp_path / "straight") == completions(tmp_path / "turned")
+
+
+def test_law_5_nothing_kept_is_still_an_artefact(tmp_path):
+    """Law 5: if all rows are dropped, both splits are there and the counts say so."""
+    summary = curate(table(row("a", described(RED, BLUE))), CurationConfig(min_consistency=0.9), tmp_path)
+    assert (summary["kept"], summary["dropped"]) == (0, {"inconsistent": 1})
+    assert len(load(str(tmp_path), split="curated")) == 0
+    assert summary["mean_consistency"] is None
+    kept = curate(table(row("a", described(RED, RED))), CurationConfig(), tmp_path / "all")
+    assert (kept["kept"], kept["dropped"]) == (1, {})
+    assert len(load(str(tmp_path / "all"), split="dropped")) == 0
+
+
+def test_unusable_input_is_refused(mixed, tmp_path):
+    settings = CurationConfig()
+    with pytest.raises(ValueError, match="the candidates have no column 'candidates'"):
+        curate(mixed.remove_columns("candidates"), settings, tmp_path)
+    with pytest.raises(ValueError, match="the id 'twice' stands in 2 rows"):
+        curate(table(*[row("twice", described(RED, RED))] * 2), settings, tmp_path)
+    for options, message in [
+        ({"strategy": "best"}, "unknown strategy 'best'"),
+        ({"keep": 0}, r"keep is a share in \(0, 1\], got 0"),
+        ({"keep": 1.5}, "got 1.5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            CurationConfig(**options)
+    with pytest.raises(ValueError, match="unknown similarity 'x'"):
+        curate(mixed, CurationConfig(similarity="x"), tmp_path)
