@@ -41,7 +41,8 @@ def main(
     script_args: ScriptArguments, model_args: ModelConfig, candidate_args: CandidateConfig, args: GenerateArguments
 ) -> None:
     """Load the images and the model, generate, summarise."""
-    state = PartialState(cpu=not torch.accelerator.is_available())  # without this, processes on CPU do not find each other
+    # Without `cpu`, processes on the CPU do not find each other.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     dataset = load(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
     sampler = TransformersSampler(
         model_args.model_name_or_path,
@@ -54,9 +55,6 @@ def main(
         top_p=candidate_args.top_p,
     )
     model_fingerprint = weights_fingerprint(model_args.model_name_or_path, model_args.model_revision)
-    with state.main_process_first():  # the first process writes the plan, the others check it
-        if state.is_main_process:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     plan = generate_candidates(
         dataset, sampler, candidate_args, args.output_dir, model_fingerprint, state.process_index, state.num_processes
     )
