@@ -302,11 +302,14 @@ def test_strategies_choose_as_they_say(tmp_path):
     assert completions(tmp_path / "other") != chosen["random"]
 
 
-def test_random_rows_do_not_depend_on_the_choice_by_score(mixed, tmp_path):
-    summary = curate(mixed, CurationConfig(strategy="random", keep=0.3, min_consistency=0.9), tmp_path)
-    assert summary["kept"] == 2 + 1
-    assert "inconsistent" not in summary["dropped"]
-    assert summary["dropped"]["not_drawn"] == 3
+def test_ablations_keep_as_many_rows_as_self_consistency_would(mixed, tmp_path):
+    rule = {"keep": 0.9, "min_consistency": 0.9}
+    counts = {}
+    for strategy in ("self_consistency", "random", "first"):
+        summary = curate(mixed, CurationConfig(strategy=strategy, **rule), tmp_path / strategy)
+        counts[strategy] = summary["kept"]
+        assert ("inconsistent" in summary["dropped"]) == (strategy == "self_consistency")
+    assert len(set(counts.values())) == 1 and 0 < counts["random"] < len(mixed)
 
 
 def test_oracle_trains_on_the_truth(tmp_path):

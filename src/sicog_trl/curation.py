@@ -54,7 +54,7 @@ class CurationConfig:
         veto (`bool`, *optional*, defaults to `True`):
             Texts that differ in numbers, colours, negations or spatial words disagree, whatever their similarity.
         min_consistency (`float`, *optional*):
-            Rows whose winner scores less are dropped as `inconsistent`.
+            Rows whose winner scores less are dropped as `inconsistent`. The strategies for ablations keep as many rows.
         keep (`float`, *optional*):
             Share of the rows of each task to keep, the most consistent first.
         description_accuracy (`str`, *optional*):
@@ -243,21 +243,24 @@ def _draw(config: CurationConfig, row_id: str, purpose: str) -> int:
 
 
 def _select_rows(verdicts: list[Verdict], config: CurationConfig) -> None:
-    """Mark the rows to drop as `inconsistent` (or `not_drawn` for strategies that draw rows)."""
-    consistent = config.strategy == "self_consistency"
-    reason = "inconsistent" if consistent else "not_drawn"
+    """
+    Mark the rows to drop as `inconsistent`, or as `not_drawn` for the other strategies, which keep as many rows of each
+    task as self-consistency would, drawn by chance.
+    """
     for task in sorted({verdict.task for verdict in verdicts}):
         rows = [verdict for verdict in verdicts if verdict.task == task]
         candidates = [verdict for verdict in rows if verdict.reason is None]
-        if consistent:
+        limit = len(candidates) if config.keep is None else round(config.keep * len(rows))
+        best = [max(verdict.scores) for verdict in candidates]
+        limit = min(limit, sum(score >= (config.min_consistency or 0) for score in best))
+        if config.strategy == "self_consistency":
+            reason = "inconsistent"
             candidates.sort(key=lambda verdict: (-verdict.consistency, verdict.id))
         else:
+            reason = "not_drawn"
             candidates.sort(key=lambda verdict: (_draw(config, verdict.id, "row"), verdict.id))
-        limit = len(candidates) if config.keep is None else round(config.keep * len(rows))
-        for rank, verdict in enumerate(candidates):
-            too_low = consistent and verdict.consistency < (config.min_consistency or 0)
-            if rank >= limit or too_low:
-                verdict.reason = reason
+        for verdict in candidates[limit:]:
+            verdict.reason = reason
 
 
 def _common_fault(candidates: list[dict]) -> str:
