@@ -51,7 +51,7 @@ def test_all_arms_train_for_equal_steps_from_the_same_model(tmp_path):
     plan = stages(config(tmp_path))
     arms = ("sicog", "annotated_only", "random_candidate", "oracle")
     steps = {arm: [s.config["max_steps"] for s in plan if s.arm == arm and s.recipe == "sft.py"] for arm in arms}
-    assert steps == dict.fromkeys(arms, [5, 3, 5, 3])
+    assert steps == {arm: [5, 3, 5, 3] for arm in arms}
     first = {arm: next(s for s in plan if s.arm == arm and s.recipe == "sft.py") for arm in arms}
     assert {stage.config["model_name_or_path"] for stage in first.values()} == {str(tmp_path / "run/stage1")}
     assert {stage.config["seed"] for stage in first.values()} == {1000}

@@ -59,5 +59,7 @@ def test_recipes_stay_thin_and_say_how_they_are_launched(recipe):
 
 def test_every_command_of_the_readmes_names_files_that_exist():
     for readme in (ROOT / "README.md", ROOT / "recipes" / "README.md"):
-        for name in re.findall(r"(?:recipes|accelerate_configs|benchmarks)/[\w/]+\.(?:py|yaml|md)", readme.read_text()):
+        for name in re.findall(
+            r"(?:recipes|accelerate_configs|benchmarks)/[\w/]+\.(?:py|yaml|md)", readme.read_text()
+        ):
             assert (ROOT / name).exists(), f"{readme.name} names {name}"

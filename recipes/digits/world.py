@@ -23,7 +23,7 @@ class WorldArguments:
         output_dir (`str`):
             Folder for `annotated`, `preference`, `unlabelled`, `development`, `test` (artefact folders) and `model`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the split of the scans, of the scenes and of the weights.
+            Seed of the scenes and of the weights.
         annotated, unlabelled, development, test (`int`, *optional*):
             Scenes per pool.
         tower_steps (`int`, *optional*, defaults to `600`):
@@ -31,8 +31,8 @@ class WorldArguments:
     """
 
     output_dir: str = field(metadata={"help": "Folder for the pools and the model."})
-    seed: int = field(default=0, metadata={"help": "Seed of the scans' split, the scenes and the weights."})
-    annotated: int = field(default=600, metadata={"help": "Annotated scenes."})
+    seed: int = field(default=0, metadata={"help": "Seed of the scenes and the weights."})
+    annotated: int = field(default=300, metadata={"help": "Annotated scenes."})
     unlabelled: int = field(default=3000, metadata={"help": "Unlabelled scenes."})
     development: int = field(default=400, metadata={"help": "Development scenes: every choice is made on them."})
     test: int = field(default=1000, metadata={"help": "Test scenes: only the report reads them."})

@@ -7,7 +7,7 @@ the rows in batches, the second writes the kept and the dropped ones.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,7 @@ from datasets import Dataset, Features
 from .data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, writing
 from .prompts import prompt_for
 from .responses import final_part, normalize_answer
-from .similarity import Embed, decisive_words, embedder, mean_similarity_to_others
+from .similarity import embedder, fault_of, self_consistency
 
 
 STRATEGIES = ("self_consistency", "random", "first", "longest", "oracle")
@@ -54,7 +54,7 @@ class CurationConfig:
         veto (`bool`, *optional*, defaults to `True`):
             Texts that differ in numbers, colours, negations or spatial words disagree, whatever their similarity.
         min_consistency (`float`, *optional*):
-            Rows whose winner scores less are dropped as `inconsistent`. The strategies for ablations keep as many rows.
+            Rows whose winner scores less are dropped as `inconsistent`. The other strategies keep as many rows.
         keep (`float`, *optional*):
             Share of the rows of each task to keep, the most consistent first.
         description_accuracy (`str`, *optional*):
@@ -111,44 +111,6 @@ class Verdict:
     def consistency(self) -> float:
         """Consistency of the winner."""
         return self.scores[self.winner] if self.winner >= 0 else 0.0
-
-
-def fault_of(candidate: dict[str, Any]) -> str | None:
-    """Return why a candidate cannot be chosen (`empty`, `truncated` or `incomplete`), or `None`."""
-    if not candidate["text"].strip():
-        return "empty"
-    if candidate["finish_reason"] == "length":
-        return "truncated"
-    return None if final_part(candidate["text"], candidate["mode"]) else "incomplete"
-
-
-def self_consistency(candidates: Sequence[dict], task: str, embed: Embed, veto: bool = True) -> list[float]:
-    """
-    Score each candidate by its agreement with the *other* candidates of its row.
-
-    Descriptions: mean cosine similarity of the final parts. Reasoning: share of the others with an equal final
-    answer. A broken candidate agrees with none, so it lowers the scores of the rest.
-
-    Returns:
-        `list[float]`: one score in [0, 1] per candidate; 0 for a broken one.
-    """
-    parts = [None if fault_of(c) else final_part(c["text"], c["mode"]) for c in candidates]
-    sound = [i for i, part in enumerate(parts) if part is not None]
-    scores = [0.0] * len(parts)
-    if len(sound) < 2:
-        return scores
-    if task == "reasoning":
-        votes = Counter(normalize_answer(parts[i]) for i in sound)
-        agreement = [(votes[normalize_answer(parts[i])] - 1) for i in sound]
-    else:
-        allowed = None
-        if veto:
-            words = [decisive_words(parts[i]) for i in sound]
-            allowed = np.array([[a == b for b in words] for a in words])
-        agreement = mean_similarity_to_others(embed([parts[i] for i in sound]), allowed) * (len(sound) - 1)
-    for i, value in zip(sound, agreement, strict=True):
-        scores[i] = float(value) / (len(parts) - 1)
-    return scores
 
 
 def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) -> dict[str, Any]:
@@ -244,8 +206,8 @@ def _draw(config: CurationConfig, row_id: str, purpose: str) -> int:
 
 def _select_rows(verdicts: list[Verdict], config: CurationConfig) -> None:
     """
-    Mark the rows to drop as `inconsistent`, or as `not_drawn` for the other strategies, which keep as many rows of each
-    task as self-consistency would, drawn by chance.
+    Mark the rows to drop as `inconsistent`, or as `not_drawn` for the other strategies, which keep as many rows of
+    each task as self-consistency would, drawn by chance.
     """
     for task in sorted({verdict.task for verdict in verdicts}):
         rows = [verdict for verdict in verdicts if verdict.task == task]

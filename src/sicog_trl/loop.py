@@ -6,6 +6,7 @@ tuned on instructions. A control is the same list with one thing exchanged, so t
 training steps.
 """
 
+import fcntl
 import json
 import os
 import shlex
@@ -35,9 +36,9 @@ class LoopConfig:
     A run of the whole line.
 
     The sections below hold the arguments of a recipe as its own YAML would; with the key `config` they start from such
-    a YAML and replace what they name. In their strings `$run` is the folder of
-    the run, `$seed` its seed (another one each round), `$candidates` and `$curated` the datasets that the round has made.
-    `output_dir` and, unless it is named, the model that an arm has reached are filled in.
+    a YAML and replace what they name. In their strings `$run` is the folder of the run, `$seed` its seed (another one
+    each round), `$candidates` and `$curated` the datasets that the round has made. `output_dir` and, unless it is
+    named, the model that an arm has reached are filled in.
 
     Args:
         output_dir (`str`):
@@ -74,7 +75,9 @@ class LoopConfig:
     keep: list[float] | None = field(default=None, metadata={"help": "Share of rows kept, one value per round."})
     controls: list[str] = field(default_factory=list, metadata={"help": "Further arms of equal training steps."})
     seed: int = field(default=0, metadata={"help": "Seed of everything."})
-    accelerate_config: str = field(default="accelerate_configs/cpu.yaml", metadata={"help": "How stages are launched."})
+    accelerate_config: str = field(
+        default="accelerate_configs/cpu.yaml", metadata={"help": "How stages are launched."}
+    )
 
     def __post_init__(self) -> None:
         if unknown := [control for control in self.controls if control not in CONTROLS]:
@@ -163,8 +166,15 @@ def _rounds(config: LoopConfig, arm: str, known: dict[str, Any]) -> Iterator[Sta
             if not section:
                 continue
             arguments = _section(section, model_name_or_path=model)
+            if config.controls and int(arguments.get("max_steps", -1)) < 1:
+                raise ValueError(f"{name}: give `max_steps`; arms with other data are equal in steps, not in epochs")
             if arm == "annotated_only":
-                arguments["datasets"] = [source for source in arguments["datasets"] if source["path"] != CURATED]
+                sources = [source for source in arguments.get("datasets") or [] if source["path"] != CURATED]
+                if not sources:
+                    raise ValueError(
+                        f"{name}: the control `annotated_only` needs a source in `datasets` beside {CURATED}"
+                    )
+                arguments["datasets"] = sources
             stage = _stage(f"{folder}/{name}", "sft.py", arguments, own, **place)
             model = str(stage.folder)
             yield stage
@@ -176,7 +186,7 @@ def _stage(name: str, recipe: str, arguments: dict, known: dict[str, Any], **pla
 
 
 def _section(section: dict, **filled: Any) -> dict:
-    """Return the arguments of a section: what it names itself, then what the loop fills in, then the YAML it starts from."""
+    """Return the arguments of a section: its own, then what the loop fills in, then the YAML it starts from."""
     section = dict(section)
     path = Path(section.pop("config", ""))
     if path.name and not path.exists():
@@ -214,22 +224,27 @@ def run(config: LoopConfig, recipes: str | Path) -> Path:
         `Path`: folder of the run, with `manifest.json`, `stages.json` and one folder per stage.
     """
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(vars(config), sort_keys=False))
-    _write_manifest(folder, config)
     plan = stages(config)
     for stage in plan:
         _check(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(config), sort_keys=False))
+    _write_manifest(folder, config)
     for number, stage in enumerate(plan, 1):
         title = f"[{number}/{len(plan)}] {stage.name}"
         if _state(stage).get("status") == "done":
-            print(f"{title}: done before, {_state(stage)['seconds']:.0f} s", flush=True)
+            _say(f"{title}: done before, {_state(stage)['seconds']:.0f} s")
         else:
-            print(f"{title}", flush=True)
+            _say(title)
             _launch(stage, config.accelerate_config, Path(recipes))
         _write_json(folder / "stages.json", [_record(each) for each in plan])
     _write_manifest(folder, config, finished=True)
     return folder
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _state(stage: Stage) -> dict[str, Any]:
@@ -238,13 +253,17 @@ def _state(stage: Stage) -> dict[str, Any]:
 
 
 def _check(stage: Stage) -> None:
-    """Refuse to go on with a stage that was started with other arguments."""
-    found = _state(stage).get("config", stage.config)
+    """Refuse to go on with a stage that was started with other arguments, unless it failed before it made anything."""
+    state = _state(stage)
+    made = {path.name for path in stage.folder.glob("*")} - {"config.yaml", "stage.json"}
+    if not state or (state["status"] == "failed" and not made):
+        return
+    found = state["config"]
     for key in sorted(stage.config.keys() | found.keys()):
         if found.get(key) != stage.config.get(key):
             raise StageError(
-                f"{stage.folder}: started with {key}={found.get(key)!r}, now it is {stage.config.get(key)!r}; go back to "
-                "that value, choose another output_dir, or delete the folder and those of the stages that build on it"
+                f"{stage.folder}: started with {key}={found.get(key)!r}, now it is {stage.config.get(key)!r}; go "
+                "back to that value, choose another output_dir, or delete the folder and those of the stages after it"
             )
 
 
@@ -252,20 +271,30 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
     """Start a recipe, resuming what an earlier attempt left; note the time of all attempts that came to an end."""
     path = stage.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(stage.config, sort_keys=False))
-    spent = _state(stage).get("seconds", 0.0)
-    _write_json(stage.folder / "stage.json", {"status": "started", "seconds": spent, "config": stage.config})
-    script = str(recipes / stage.recipe)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config, script]
-    command += ["--config", str(path)]
-    started = time.monotonic()
-    code = subprocess.run(command).returncode
-    state = {"status": "failed" if code else "done", "seconds": spent + time.monotonic() - started}
-    _write_json(stage.folder / "stage.json", {**state, "config": stage.config, "command": shlex.join(command)})
+    with open(stage.folder / ".lock", "w") as lock:
+        # The process of the stage inherits the lock: killing this one alone does not let a second one in.
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(
+                f"{stage.folder}: the stage is still running in another process; wait or stop it"
+            ) from None
+        path.write_text(yaml.safe_dump(stage.config, sort_keys=False))
+        script = str(recipes / stage.recipe)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config, script]
+        command += ["--config", str(path)]
+        spent = _state(stage).get("seconds", 0.0)
+        state = {"config": stage.config, "command": shlex.join(command), **commit(), "versions": versions()}
+        _write_json(stage.folder / "stage.json", {"status": "started", "seconds": spent, **state})
+        started = time.monotonic()
+        code = subprocess.run(command, pass_fds=[lock.fileno()]).returncode
+        spent += time.monotonic() - started
+        _write_json(stage.folder / "stage.json", {"status": "failed" if code else "done", "seconds": spent, **state})
     if code:
         raise StageError(
-            f"stage {stage.name} ended with exit code {code}; its arguments are in {path}. Run the same command again to "
-            "go on from here."
+            f"stage {stage.name} ended with exit code {code}; its arguments are in {path}. Run the same command again "
+            "to go on from here."
         )
 
 
@@ -284,6 +313,8 @@ def _record(stage: Stage) -> dict[str, Any]:
         "status": state.get("status", "missing"),
         "seconds": state.get("seconds"),
         "output_dir": str(stage.folder),
+        "commit": state.get("commit"),
+        "dirty": state.get("dirty"),
         "counts": counts,
     }
 

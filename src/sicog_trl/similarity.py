@@ -1,11 +1,19 @@
-"""How alike two texts are: unit vectors, so that similarity is a product, and a veto for what vectors cannot see."""
+"""How much the candidates of a row agree.
+
+Texts become unit vectors, so that similarity is a product; a veto sees what vectors cannot, and short answers are
+counted instead.
+"""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
+
+from .responses import final_part, normalize_answer
 
 
 Embed = Callable[[Sequence[str]], csr_matrix]
@@ -70,3 +78,41 @@ def mean_similarity_to_others(vectors: csr_matrix, allowed: np.ndarray | None = 
         pairs = pairs * allowed
     np.fill_diagonal(pairs, 0)
     return pairs.sum(axis=1) / max(1, len(pairs) - 1)
+
+
+def fault_of(candidate: dict[str, Any]) -> str | None:
+    """Return why a candidate cannot be chosen (`empty`, `truncated` or `incomplete`), or `None`."""
+    if not candidate["text"].strip():
+        return "empty"
+    if candidate["finish_reason"] == "length":
+        return "truncated"
+    return None if final_part(candidate["text"], candidate["mode"]) else "incomplete"
+
+
+def self_consistency(candidates: Sequence[dict], task: str, embed: Embed, veto: bool = True) -> list[float]:
+    """
+    Score each candidate by its agreement with the *other* candidates of its row.
+
+    Descriptions: mean cosine similarity of the final parts. Reasoning: share of the others with an equal final
+    answer. A broken candidate agrees with none, so it lowers the scores of the rest.
+
+    Returns:
+        `list[float]`: one score in [0, 1] per candidate; 0 for a broken one.
+    """
+    parts = [None if fault_of(c) else final_part(c["text"], c["mode"]) for c in candidates]
+    sound = [i for i, part in enumerate(parts) if part is not None]
+    scores = [0.0] * len(parts)
+    if len(sound) < 2:
+        return scores
+    if task == "reasoning":
+        votes = Counter(normalize_answer(parts[i]) for i in sound)
+        agreement = [(votes[normalize_answer(parts[i])] - 1) for i in sound]
+    else:
+        allowed = None
+        if veto:
+            words = [decisive_words(parts[i]) for i in sound]
+            allowed = np.array([[a == b for b in words] for a in words])
+        agreement = mean_similarity_to_others(embed([parts[i] for i in sound]), allowed) * (len(sound) - 1)
+    for i, value in zip(sound, agreement, strict=True):
+        scores[i] = float(value) / (len(parts) - 1)
+    return scores
