@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.curation import CurationConfig, curate
@@ -40,11 +42,14 @@ ARGUMENTS = (CurateArguments, CurationConfig)
 
 
 def main(args: CurateArguments, curation_args: CurationConfig) -> None:
-    """Load the candidates, curate, summarise."""
-    candidates = load(args.dataset_name, args.dataset_config, args.dataset_split)
-    summary = curate(candidates, curation_args, args.output_dir)
-    Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(json.dumps(summary))
+    """Load the candidates, curate, summarise; one process does it all."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if state.is_main_process:
+        candidates = load(args.dataset_name, args.dataset_config, args.dataset_split)
+        summary = curate(candidates, curation_args, args.output_dir)
+        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        print(json.dumps(summary))
+    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

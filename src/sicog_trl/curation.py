@@ -156,6 +156,8 @@ def _check(candidates: Dataset) -> None:
     """Refuse candidates that lack a column, or that name a row twice."""
     if missing := [name for name in CANDIDATES_FEATURES if name not in candidates.column_names]:
         raise ValueError(f"the candidates have no column {missing[0]!r}; they have {candidates.column_names}")
+    if not len(candidates):
+        raise ValueError("the candidates have no rows; there is nothing to curate")
     ids = Counter(candidates.select_columns("id")["id"])
     if twice := [row_id for row_id, count in ids.items() if count > 1]:
         raise ValueError(f"the id {twice[0]!r} stands in {ids[twice[0]]} rows of the candidates; ids must be unique")
@@ -293,7 +295,10 @@ def _resolve(name: str | None) -> Callable[[str, str], float] | None:
     if name is None:
         return None
     module, _, function = name.rpartition(".")
-    return getattr(import_module(module), function)
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"description_accuracy: cannot import {name!r} as `module.function`: {error}") from error
 
 
 def _accuracy(verdicts: list[Verdict], which: str) -> dict[str, float | None]:
