@@ -13,13 +13,21 @@ from PIL import Image
 
 from sicog_trl.data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, save
 from sicog_trl.report import markdown_text, summary_table, write_report
-from sicog_trl.report.sections import difference, verdict
+from sicog_trl.report.sections import difference
+from sicog_trl.report.verdicts import verdict
 
 
 HOSTILE = (
     "<script>alert('a')</script><svg onload=alert(1)></svg> [x](https://evil.example) | `code` ![i](//evil.example/i)"
 )
-MODELS = {"base": 0.1, "stage1": 0.655, "sicog": 0.7, "annotated_only": 0.662, "oracle": 0.87}
+MODELS = {
+    "base": 0.1,
+    "stage1": 0.655,
+    "sicog": 0.7,
+    "annotated_only": 0.662,
+    "random_candidate": 0.69,
+    "oracle": 0.87,
+}
 
 
 def png(seed: int) -> dict:
@@ -123,7 +131,11 @@ def make_scores(low: float, high: float) -> dict:
         for name, score in MODELS.items()
     }
     comparisons = [comparison("base", "sicog", 0.5, 0.7), comparison("annotated_only", "sicog", low, high)]
-    return {"models": tasks, "comparisons": [*comparisons, comparison("annotated_only", "oracle", 0.2, 0.22)]}
+    comparisons += [
+        comparison("annotated_only", "oracle", 0.2, 0.22),
+        comparison("random_candidate", "sicog", 0.005, 0.015),
+    ]
+    return {"models": tasks, "comparisons": comparisons}
 
 
 def make_run(run: Path, low: float = 0.02, high: float = 0.056, control_steps: int = 600) -> Path:
@@ -152,10 +164,12 @@ class TestWriteReport:
             assert "(95 % interval +2.0 to +5.6)" in text
             assert "66.2" in text and "65.5" in text  # the control and stage 1
             assert "+21.0" in text and "[+20.0, +22.0]" in text  # headroom of the oracle
+            assert "+1.0" in text and "[+0.5, +1.5]" in text  # what the choice of candidates is worth
+            assert "which the model of sicog wrote" in text and "step-by-step scores are no upper bound" in text
             assert "kept 6 (60.0 %)" in text and "inconsistent 2 (20.0 %)" in text
             assert "0 %), inconsistent" in text or "<svg" in text
             assert "65.0 %" in text and "83.0 %" in text and "+18.0" in text
-            assert "Both arms trained for 600 steps" in text
+            assert "Both arms trained for 600 steps after the shared start: sicog, annotated_only." in text
             assert "abc123" in text and "2.13.0" in text and "rounds: 1" in text
             assert "0.512" in text and "0.123" in text  # agreement of each candidate
             assert "accelerate launch recipes/sft.py --config" in text
@@ -221,6 +235,14 @@ class TestWriteReport:
         assert "not done: annotated_only/round-1/pretrain" in page
         assert "Not a comparison at equal steps: sicog trained for 600, annotated_only for 300." in page
 
+    def test_stages_are_repeated_as_they_were_run(self, tmp_path):
+        run = make_run(tmp_path)
+        command = "python -m accelerate.commands.launch --config_file gpu.yaml recipes/curate.py --config c.yaml"
+        (run / "sicog" / "round-1" / "curate" / "stage.json").write_text(json.dumps({"command": command}))
+        for text in both(run):
+            assert command in text
+            assert f"accelerate launch recipes/sft.py --config {run}/stage1/config.yaml" in text  # not recorded
+
     def test_broken_file_is_named(self, tmp_path):
         (tmp_path / "stages.json").write_text("[")
         with pytest.raises(ValueError, match=r"stages\.json is not JSON"):
@@ -245,6 +267,15 @@ class TestSummaryTable:
         assert len({len(line) for line in lines}) == 1
         assert "sicog \N{MINUS SIGN} annotated only" in lines[0]
         assert "+3.8 [+2.0, +5.6] ▲" in lines[2]
+        assert "sicog \N{MINUS SIGN} random candidate" in lines[0] and "+1.0 [+0.5, +1.5] ▲" in lines[2]
+        assert "oracle \N{MINUS SIGN} annotated only (headroom)" in lines[0] and "+21.0 [+20.0, +22.0] ▲" in lines[2]
+
+    def test_controls_that_were_not_run_have_no_column(self):
+        scores = make_scores(0.02, 0.056)
+        scores["comparisons"] = scores["comparisons"][:2]
+        assert "random candidate |" in summary_table(scores).splitlines()[0]  # its score is still there
+        assert "headroom" not in summary_table(scores)
+        assert "\N{MINUS SIGN} random candidate" not in summary_table(scores)
 
     def test_without_scores(self):
         assert summary_table({}) == "No scores were recorded."
@@ -254,6 +285,24 @@ def test_verdict_without_interval_claims_nothing():
     scores = make_scores(0.02, 0.056)
     scores["comparisons"][1] |= {"low": None, "high": None}
     assert verdict(scores, [])["sign"] == "open"
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ((600, 600, 600), "All 4 arms trained for 600 steps"),
+        ((600, 300, 600), "Not a comparison at equal steps: sicog trained for 600, annotated_only for 600, "),
+        ((600, 600, 601), "random_candidate for 600, oracle for 601."),
+        ((600, None, 600), "was not recorded; nothing is known of random_candidate."),
+    ],
+)
+def test_steps_of_all_arms_are_compared(steps, words):
+    arms = dict(zip(("annotated_only", "random_candidate", "oracle"), steps, strict=True))
+    stages = [
+        {"name": arm, "arm": arm, "recipe": "sft.py", "status": "done", "counts": {"steps": count}}
+        for arm, count in {"sicog": 600, **arms}.items()
+    ]
+    assert words in verdict({}, stages)["notes"][-1]
 
 
 def test_smaller_hallucination_is_a_gain():

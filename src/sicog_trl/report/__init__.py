@@ -12,9 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .chain import chain_against_direct
-from .gallery import gallery
+from .gallery import gallery, stage_folder
 from .line import arms, cost, health, label_accuracy, line
-from .sections import BASE, CONTROL, MINUS, MISSING, TREATED, behaviour, results, title, verdict
+from .sections import CONTROL, MISSING, TREATED, behaviour, explanations, results
+from .verdicts import verdict
 
 
 SIGN_MARKS = {"gain": "▲", "loss": "▼", "open": ""}
@@ -52,10 +53,10 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return {
         "treated": TREATED,
         "control": CONTROL,
-        "base": BASE,
         "missing": MISSING,
         "verdict": verdict(scores, stages),
         "results": results(scores),
+        "explanations": explanations(scores),
         "result_table": Markup(summary_table(scores)),
         "behaviour": behaviour(scores),
         "line": line(stages),
@@ -68,7 +69,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
         "manifest": _flat(_read_json(run_dir / "manifest.json", dict)),
         "evaluation": _flat(scores.get("manifest") or {}),
-        "stage_commands": "\n".join(_command(stage) for stage in stages if stage.get("output_dir")),
+        "stage_commands": "\n".join(_command(run_dir, stage) for stage in stages if stage.get("output_dir")),
     }
 
 
@@ -85,11 +86,10 @@ def summary_table(scores: dict) -> str:
         a difference for the better or the worse whose interval excludes zero.
     """
     table = results(scores)
-    header = ["task", "metric", "n", *table["models"], *(f"{TREATED} {MINUS} {title(x)}" for x in (BASE, CONTROL))]
+    header = ["task", "metric", "n", *table["models"], *table["pairs"]]
     rows = []
     for row in table["rows"]:
-        cells = [_marked(row[BASE]), _marked(row[CONTROL])]
-        rows.append([row["task"], row["metric"], row["n"], *row["scores"], *cells])
+        rows.append([row["task"], row["metric"], row["n"], *row["scores"], *map(_marked, row["differences"])])
     if not rows:
         return "No scores were recorded."
     return aligned_table(header, rows, left=2)
@@ -155,7 +155,11 @@ def _markdown_environment() -> Environment:
     return environment
 
 
-def _command(stage: dict) -> str:
+def _command(run_dir: Path, stage: dict) -> str:
+    """Return the command that ran a stage; of one that never ended it was not recorded, so it is composed."""
+    folder = stage_folder(run_dir, stage)
+    if folder and (recorded := _read_json(folder / "stage.json", dict).get("command")):
+        return str(recorded)
     config = shlex.quote(f"{stage['output_dir']}/config.yaml")
     return f"accelerate launch recipes/{shlex.quote(str(stage.get('recipe', MISSING)))} --config {config}"
 

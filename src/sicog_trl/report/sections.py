@@ -1,4 +1,4 @@
-"""What the report says, as plain values for its templates: verdict, results, line, labels, health and cost."""
+"""Results as plain values for the templates: numbers as text, scores of all models, paired differences."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -9,9 +9,19 @@ from typing import Any
 TREATED = "sicog"
 CONTROL = "annotated_only"
 BASE = "base"
+CHANCE = "random_candidate"
+ORACLE = "oracle"
+# (before, after) of the differences in the result table; the last two are shown where those controls were run.
+PAIRS = ((BASE, TREATED), (CONTROL, TREATED), (CHANCE, TREATED), (CONTROL, ORACLE))
+EXPLANATIONS = {
+    CHANCE: f"In every round {CHANCE} learns from as many rows and candidates as {TREATED}, drawn by chance from the "
+    f"same candidates, which the model of {TREATED} wrote.",
+    ORACLE: f"The {ORACLE} trains on the true description or short answer of as many rows, never on chains, so its "
+    "step-by-step scores are no upper bound.",
+}
 HEADLINE = ("digits_caption", "object_accuracy")  # fixed before any result: what saturates last on the digits world
 BEHAVIOUR = {"yes_ratio": 1, "complete": 1, "empty": 0, "truncated": 0, "mean_tokens": 1}  # not better or worse
-MODEL_ORDER = (BASE, "stage1", TREATED, CONTROL, "random_candidate", "oracle")
+MODEL_ORDER = (BASE, "stage1", TREATED, CONTROL, CHANCE, ORACLE)
 MODEL_TITLES = {"stage1": "stage 1"}
 LOWER_IS_BETTER = ("hallucination", "hallucinated", "chair", "invented", "error")
 TRAINING = ("sft", "dpo")
@@ -69,7 +79,7 @@ def _task_metrics(scores: dict) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: tasks.index(pair[0]))
 
 
-def _unit(values: Iterable[Any]) -> tuple[float, int]:
+def unit(values: Iterable[Any]) -> tuple[float, int]:
     """Return factor and digits: fractions are shown in percent, everything else as it is."""
     numbers = [value for value in values if isinstance(value, int | float)]
     return (100.0, 1) if all(-1 <= value <= 1 for value in numbers) else (1.0, 2)
@@ -119,15 +129,29 @@ def difference(comparison: dict | None, factor: float = 100.0, digits: int = 1) 
     }
 
 
+def pair_title(before: str, after: str) -> str:
+    """Return the heading of a difference."""
+    return f"{title(after)} {MINUS} {title(before)}" + (" (headroom)" if after == ORACLE else "")
+
+
+def explanations(scores: dict) -> list[str]:
+    """Return what a reader has to know of the controls that were scored."""
+    return [text for name, text in EXPLANATIONS.items() if name in scores.get("models", {})]
+
+
 def results(scores: dict) -> dict:
-    """Return the result table: one row per task and metric, one column per model, and the two paired differences."""
-    comparisons = {(c.get("task"), c.get("metric"), c.get("before"), c.get("after")): c for c in _comparisons(scores)}
+    """Return the result table: one row per task and metric, one column per model, and the paired differences."""
+    comparisons = {
+        (c.get("task"), c.get("metric"), c.get("before"), c.get("after")): c for c in comparisons_of(scores)
+    }
     models, rows = models_of(scores), []
-    others = [name for name in models if name != TREATED and any(key[2:] == (CONTROL, name) for key in comparisons)]
+    made = {key[2:] for key in comparisons}
+    pairs = [pair for pair in PAIRS if pair in made or pair in PAIRS[:2]]
+    others = [name for name in models if (CONTROL, name) in made and (CONTROL, name) not in pairs]
     for task, metric in [pair for pair in _task_metrics(scores) if pair[1] not in BEHAVIOUR]:
         found = {model: scores["models"][model].get(task, {}) for model in models}
         values = {model: found[model].get(metric) for model in models}
-        factor, digits = _unit(values.values())
+        factor, digits = unit(values.values())
         sizes = sorted({entry["n"] for entry in found.values() if isinstance(entry.get("n"), int)})
         rows.append(
             {
@@ -136,7 +160,7 @@ def results(scores: dict) -> dict:
                 "n": " / ".join(number(size) for size in sizes) or MISSING,
                 "unit": "points" if factor == 100 else "",
                 "scores": [number(None if v is None else factor * v, digits) for v in values.values()],
-                BASE: difference(comparisons.get((task, metric, BASE, TREATED)), factor, digits),
+                "differences": [difference(comparisons.get((task, metric, *pair)), factor, digits) for pair in pairs],
                 CONTROL: difference(comparisons.get((task, metric, CONTROL, TREATED)), factor, digits),
                 "others": [
                     difference(comparisons.get((task, metric, CONTROL, name)), factor, digits) for name in others
@@ -146,6 +170,8 @@ def results(scores: dict) -> dict:
     ends = [abs(row[CONTROL][key] or 0) for row in rows if row[CONTROL] for key in ("value", "low", "high")]
     return {
         "models": [title(model) for model in models],
+        "pairs": [pair_title(*pair) for pair in pairs],
+        "forest": pairs.index((CONTROL, TREATED)),
         "rows": rows,
         "reach": max([*ends, 1e-9]),
         "others": [title(name) for name in others],
@@ -162,54 +188,9 @@ def behaviour(scores: dict) -> list[dict]:
     return rows
 
 
-def _comparisons(scores: dict) -> list[dict]:
+def comparisons_of(scores: dict) -> list[dict]:
+    """Return the paired comparisons of `scores.json`."""
     return scores.get("comparisons") or []
-
-
-def headline(scores: dict) -> dict | None:
-    """Return the comparison that the page leads with; which one it is does not depend on any score."""
-    against = [c for c in _comparisons(scores) if c.get("before") == CONTROL and c.get("after") == TREATED]
-    preferred = [c for c in against if (c.get("task"), c.get("metric")) == HEADLINE]
-    return next(iter(preferred or against), None)
-
-
-def verdict(scores: dict, stages: list[dict]) -> dict:
-    """Return what the page says first: sign, sentence, and the reservations that belong to it."""
-    chosen = headline(scores)
-    notes = [*_unfinished(stages), *(_tally(scores) if chosen else []), *_reservations(stages)]
-    shown = difference(chosen, *_unit([chosen.get("before_score"), chosen.get("after_score")])) if chosen else None
-    if shown is None:
-        sentence = (
-            f"No verdict: {TREATED} was not compared with the equal-step control {CONTROL}, and without it a "
-            "before/after difference proves nothing."
-        )
-        return {"sign": "open", "sentence": sentence, "notes": notes}
-    lead = {
-        "gain": "Better than the control",
-        "loss": "Worse than the control",
-        "open": "No gain over the control",
-    }[shown["sign"]]
-    better = "more" if shown["value"] >= 0 else "less"
-    sentence = (
-        f"{lead}: {TREATED} scores {shown['text'].lstrip('+' + MINUS)} points {better} than {CONTROL} in "
-        f"{chosen['metric'].replace('_', ' ')} on {chosen['task']}"
-    )
-    if shown["low"] is None:
-        sentence += "; without an interval no gain can be claimed."
-    else:
-        inside = ", which includes zero" if shown["sign"] == "open" else ""
-        sentence += f" (95 % interval {shown['interval'].strip('[]').replace(', ', ' to ')}{inside})."
-    return {"sign": shown["sign"], "sentence": sentence, "notes": notes}
-
-
-def _tally(scores: dict) -> list[str]:
-    rows = [row[CONTROL]["sign"] for row in results(scores)["rows"] if row[CONTROL]]
-    counts = {sign: rows.count(sign) for sign in ("gain", "loss", "open")}
-    return [
-        f"Over all {len(rows)} measures against {CONTROL}: {counts['gain']} better, {counts['loss']} worse, "
-        f"{counts['open']} undecided. Intervals are per measure and not corrected for their number.",
-        "Intervals are over test samples of one run; they leave out what another training seed would change.",
-    ]
 
 
 def verb(stage: dict) -> str:
@@ -226,20 +207,3 @@ def steps_by_arm(stages: list[dict]) -> dict[str, int | None]:
             before = totals.get(arm, 0)
             totals[arm] = None if steps is None or before is None else before + steps
     return totals
-
-
-def _reservations(stages: list[dict]) -> list[str]:
-    steps = steps_by_arm(stages)
-    ours, control = steps.get(TREATED), steps.get(CONTROL)
-    if ours is None or control is None:
-        return ["Whether both arms trained for equally many steps was not recorded."]
-    if ours == control:
-        return [f"Both arms trained for {number(ours)} steps after the shared start."]
-    return [f"Not a comparison at equal steps: {TREATED} trained for {number(ours)}, {CONTROL} for {number(control)}."]
-
-
-def _unfinished(stages: list[dict]) -> list[str]:
-    open_stages = [str(stage.get("name", MISSING)) for stage in stages if stage.get("status") != "done"]
-    if not stages:
-        return ["No stage of this run was recorded."]
-    return [f"This run is not finished; not done: {', '.join(open_stages)}."] if open_stages else []
