@@ -17,7 +17,8 @@ from sicog_trl.evaluation import write, write_json
 from sicog_trl.provenance import commit, hardware, versions
 from sicog_trl.report import aligned_table, summary_table
 from sicog_trl.report.line import counts_of
-from sicog_trl.report.sections import BASE, CONTROL, TREATED, difference, headline, steps_by_arm, verb
+from sicog_trl.report.sections import BASE, CONTROL, TREATED, difference, steps_by_arm, verb
+from sicog_trl.report.verdicts import headline
 from sicog_trl.tasks import TASKS
 
 

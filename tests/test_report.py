@@ -293,7 +293,7 @@ def test_verdict_without_interval_claims_nothing():
         ((600, 600, 600), "All 4 arms trained for 600 steps"),
         ((600, 300, 600), "Not a comparison at equal steps: sicog trained for 600, annotated_only for 600, "),
         ((600, 600, 601), "random_candidate for 600, oracle for 601."),
-        ((600, None, 600), "was not recorded; nothing is known of random_candidate."),
+        ((600, None, 600), "was not recorded; unknown: random_candidate."),
     ],
 )
 def test_steps_of_all_arms_are_compared(steps, words):
