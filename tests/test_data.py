@@ -1,6 +1,7 @@
 """The column contract on disk: written whole or not at all, read by name, mixed by weight."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import datasets
@@ -22,6 +23,7 @@ from sicog_trl.data import (
     split_file,
     writing,
 )
+from sicog_trl.files import is_local, replacing, write_json
 
 
 GARBAGE = {"bytes": b"this is no image", "path": None}
@@ -132,6 +134,29 @@ def test_missing_folder_is_named(tmp_path):
         load(str(tmp_path / "no" / "where"))
 
 
+def test_names_of_folders_are_told_from_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gone", "owner/gone"):
+        assert not is_local(name)
+    for name in (".", "./gone", "../gone", "/gone", "~/gone", "runs/gone/model", str(tmp_path)):
+        assert is_local(name)
+    (tmp_path / "owner" / "gone").mkdir(parents=True)
+    assert is_local("owner/gone")
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "record.json"
+    write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")}, allow_nan=False)
+    with pytest.raises(RuntimeError), replacing(path) as unfinished:
+        unfinished.write_text("half")
+        raise RuntimeError
+    assert files(tmp_path) == ["new/record.json"]
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -183,10 +208,17 @@ def test_mixture_refuses_what_it_cannot_read(tmp_path):
     save(training_rows("a", 1), tmp_path / "a", "train")
     plain = Dataset.from_dict({"prompt": ["x"]}, features=Features({"prompt": Value("string")}))
     save(plain, tmp_path / "b", "train")
+    save(training_rows("a", 1).select([]), tmp_path / "none", "train")
     path = str(tmp_path / "a")
     for sources, message in [
         ([{"path": path, "wieght": 2}], r"datasets\[0\]: unknown key 'wieght'"),
         ([{"path": path}, {"split": "train"}], r"datasets\[1\]: the key 'path' is missing"),
+        ([{"path": path, "weight": 0}], r"datasets\[0\] \(.*a\): weight is a number above 0, got 0"),
+        ([{"path": path}, {"path": path, "weight": "much"}], r"datasets\[1\] \(.*a\): weight is .*, got 'much'"),
+        (
+            [{"path": path}, {"path": str(tmp_path / "none")}],
+            r"datasets\[1\]: the split 'train' of .*none is empty; leave it out",
+        ),
         ([], "datasets is empty"),
         (None, "datasets is empty"),
         ([{"path": path}, {"path": str(tmp_path / "b")}], "different training columns"),

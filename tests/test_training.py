@@ -287,7 +287,7 @@ def test_bad_data_and_models_are_named(tmp_path, sft, digits_model, digits_world
     data = tmp_path / "bad" / "data"
     data.mkdir(parents=True)
     Dataset.from_dict({"prompt": [], "completion": []}).to_parquet(data / "empty-00000-of-00001.parquet")
-    attempt("training dataset is empty", datasets=[{"path": str(data.parent), "split": "empty"}])
+    attempt("the split .empty. of .* is empty", datasets=[{"path": str(data.parent), "split": "empty"}])
     preference = [{"path": str(digits_world / "preference")}]
     attempt(r"needs the columns completion \+ prompt or messages; it has chosen", datasets=preference)
     shutil.copytree(digits_model, tmp_path / "model", ignore=shutil.ignore_patterns("processor_config.json"))

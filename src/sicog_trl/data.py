@@ -4,7 +4,7 @@ An artefact is a Hub dataset or a folder with `data/<split>-00000-of-00001.parqu
 reads alike. Rows are followed by `id`, never by position.
 """
 
-import os
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, interleave_datasets, load_dataset
+
+from .files import is_local, replacing
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -103,26 +105,32 @@ def load(name: str, config: str | None = None, split: str = "train", revision: s
     Returns:
         `datasets.Dataset`: the rows; images are decoded only when they are read.
     """
+    if not is_local(name):
+        return load_dataset(name, config, split=split, revision=revision)
+    files = split_files(name, config, split)
+    if not sum(pq.read_metadata(file).num_rows for file in files):
+        # `load_dataset` takes a split without rows for a split that is not there
+        features = Features.from_arrow_schema(pq.read_schema(files[0]))
+        return Dataset.from_dict({column: [] for column in features}, features=features)
+    return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+
+
+def split_files(name: str | Path, config: str | None, split: str) -> list[Path]:
+    """Return the Parquet files of a split of a local artefact folder; that one is missing is an error."""
     folder = Path(name, config) if config else Path(name)
     if not folder.is_dir():
-        if os.sep in str(name) and str(name).count(os.sep) != 1:
-            raise FileNotFoundError(f"dataset folder {folder} does not exist; run the stage that writes it first")
-        return load_dataset(name, config, split=split, revision=revision)
-    pattern = f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"
-    files = sorted(str(file) for file in (folder / "data").glob(pattern))
+        raise FileNotFoundError(f"dataset folder {folder} does not exist; run the stage that writes it first")
+    files = sorted((folder / "data").glob(f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"))
     if not files:
         found = sorted({file.name.split("-")[0] for file in (folder / "data").glob("*.parquet")})
         raise FileNotFoundError(f"{folder} has no split {split!r}; it has: {', '.join(found) or 'nothing'}")
-    of = {int(file.rsplit("-of-", 1)[1].removesuffix(".parquet")) for file in files}
+    of = {int(file.stem.rsplit("-of-", 1)[1]) for file in files}
     if of != {len(files)}:
         raise FileNotFoundError(
             f"{folder}: {len(files)} of {' or '.join(map(str, sorted(of)))} files of split {split!r} are there; "
             "run the stage that writes it again"
         )
-    if not num_rows(folder, split):  # `load_dataset` takes a split without rows for a split that is not there
-        features = Features.from_arrow_schema(pq.read_schema(files[0]))
-        return Dataset.from_dict({column: [] for column in features}, features=features)
-    return load_dataset("parquet", data_files={split: files}, split=split)
+    return files
 
 
 def save(dataset: Dataset, output_dir: str | Path, split: str) -> Path:
@@ -142,15 +150,8 @@ def split_file(output_dir: str | Path, split: str) -> Path:
 @contextmanager
 def writing(output_dir: str | Path, split: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Write a split batch by batch; it appears under its name only when the block ends without an error."""
-    path = split_file(output_dir, split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pq.ParquetWriter(unfinished, schema) as writer:
-            yield writer
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(split_file(output_dir, split)) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        yield writer
 
 
 def num_rows(name: str | Path, split: str) -> int:
@@ -169,18 +170,16 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
         `datasets.Dataset`: with the columns of TRL's vision format (`images`, `prompt`, `completion` or `chosen` and
         `rejected`).
     """
-    known = {"path", "config", "split", "weight"}
-    parts = []
+    parts, weights = [], []
     for number, source in enumerate(mixture.datasets or []):
-        if unknown := set(source) - known:
-            raise ValueError(f"datasets[{number}]: unknown key {sorted(unknown)[0]!r}; known are {sorted(known)}")
-        if not source.get("path"):
-            raise ValueError(f"datasets[{number}]: the key 'path' is missing; it names a Hub id or a folder")
-        part = load(source["path"], source.get("config"), source.get("split") or "train")
+        weights.append(_check_source(f"datasets[{number}]", source))
+        split = source.get("split") or "train"
+        part = load(source["path"], source.get("config"), split)
+        if not len(part):
+            raise ValueError(f"datasets[{number}]: the split {split!r} of {source['path']} is empty; leave it out")
         parts.append(part.select_columns([column for column in TRAINING_COLUMNS if column in part.column_names]))
     if not parts:
         raise ValueError("datasets is empty: name at least one source with a `path`")
-    weights = [float(source.get("weight", 1.0)) for source in mixture.datasets]
     if len(parts) == 1:
         return parts[0]
     columns = [set(part.column_names) for part in parts]
@@ -192,3 +191,21 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
         seed=mixture.mixture_seed,
         stopping_strategy="all_exhausted",
     )
+
+
+def _check_source(name: str, source: dict) -> float:
+    """Return the weight of a source of a mixture, whose keys are checked first."""
+    known = {"path", "config", "split", "weight"}
+    if unknown := set(source) - known:
+        raise ValueError(f"{name}: unknown key {sorted(unknown)[0]!r}; known are {sorted(known)}")
+    if not source.get("path"):
+        raise ValueError(f"{name}: the key 'path' is missing; it names a Hub id or a folder")
+    weight = source.get("weight", 1.0)
+    # YAML reads a number such as 1e-3 as text.
+    try:
+        number = float(weight)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (0 < number < math.inf):
+        raise ValueError(f"{name} ({source['path']}): weight is a number above 0, got {weight!r}")
+    return number
