@@ -156,7 +156,7 @@ def _markdown_environment() -> Environment:
 
 
 def _command(run_dir: Path, stage: dict) -> str:
-    """Return the command that ran a stage; of one that never ended it was not recorded, so it is composed."""
+    """Return the recorded command of a stage, or where there is none the one that its recipe names."""
     folder = stage_folder(run_dir, stage)
     if folder and (recorded := _read_json(folder / "stage.json", dict).get("command")):
         return str(recorded)
