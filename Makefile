@@ -34,6 +34,8 @@ $(STAMP): setup.py constraints.txt
 # Nothing below needs the Hub: the images are composed from scans that scikit-learn ships, the models are built here.
 quickstart study $(STUDY_SEEDS) test test-slow: export HF_HUB_OFFLINE := 1
 
+# Two threads: a model this small gains nothing from more.
+quickstart: export OMP_NUM_THREADS ?= 2
 quickstart: $(STAMP)  ## SICOG from base model to report on the digits world
 	$(BIN)/python recipes/self_improve.py --config recipes/digits/self_improve.yaml
 
