@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from scipy.stats import t as student
 
 from sicog_trl.comparison import compare_scores, pair, read_samples
@@ -17,7 +18,17 @@ from sicog_trl.evaluation import write, write_json
 from sicog_trl.provenance import commit, hardware, versions
 from sicog_trl.report import aligned_table, summary_table
 from sicog_trl.report.line import counts_of
-from sicog_trl.report.sections import BASE, CONTROL, TREATED, difference, steps_by_arm, verb
+from sicog_trl.report.sections import (
+    BASE,
+    CONTROL,
+    PAIRS,
+    TREATED,
+    difference,
+    explanations,
+    pair_title,
+    steps_by_arm,
+    verb,
+)
 from sicog_trl.report.verdicts import headline
 from sicog_trl.tasks import TASKS
 
@@ -31,18 +42,52 @@ CAVEAT = (
 
 
 def find_runs(folders: list[Path]) -> dict[int, Path]:
-    """Return the run of each seed; every one must be finished and of another seed."""
+    """Return the run of each seed; every one must be finished, of another seed, and otherwise configured alike."""
     runs: dict[int, Path] = {}
     for run in folders:
         if not (run / "evaluate" / "scores.json").is_file():
             raise SystemExit(f"{run} has no evaluate/scores.json: finish this run first")
-        seed = _read(run / "manifest.json")["seed"]
+        manifest = _read(run / "manifest.json")
+        if not manifest.get("finished"):
+            raise SystemExit(f"{run} is not finished (manifest.json): run its command again, it goes on from there")
+        seed = manifest["seed"]
         if seed in runs:
             raise SystemExit(f"{run} and {runs[seed]} are both of seed {seed}")
         runs[seed] = run
     if not runs:
         raise SystemExit("there are no runs runs/study/seed-*: run `make study`, or name the folders of the runs")
+    check_alike(list(runs.values()))
     return runs
+
+
+def check_alike(runs: list[Path]) -> None:
+    """Refuse runs whose configurations differ in anything but the seed and the folder: seeds alone may differ."""
+    configs = []
+    for run in runs:
+        if not (run / "config.yaml").is_file():
+            raise SystemExit(f"{run / 'config.yaml'} is missing: finish this run first")
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        configs.append({key: value for key, value in config.items() if key not in ("seed", "output_dir")})
+    for run, config in zip(runs, configs, strict=True):
+        if differing := [key for key in sorted({*config, *configs[0]}) if config.get(key) != configs[0].get(key)]:
+            key = differing[0]
+            raise SystemExit(
+                f"{runs[0]} and {run} are not of one study: {key} is {configs[0].get(key)!r} and {config.get(key)!r}"
+            )
+
+
+def caveats(described: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what keeps the runs from being of one and the same code."""
+    commits = {name for run in described.values() for name in run["commits"]}
+    dirty = [seed for seed, run in described.items() if run["dirty"]]
+    notes = []
+    if len(commits) > 1:
+        notes.append(f"Caution: the runs are of different commits: {', '.join(sorted(commits))}.")
+    if "unknown" in commits:
+        notes.append("Caution: the commit of some run is not known.")
+    if dirty:
+        notes.append(f"Caution: files differed from their commit when seed {', '.join(dirty)} ran.")
+    return notes
 
 
 def paired(run: Path, before: str, after: str, task: str, metric: str) -> np.ndarray:
@@ -102,8 +147,9 @@ def gather(runs: dict[int, Path], num_resamples: int) -> dict[str, Any]:
             each = [scores[seed][arm][task] for seed in scores]
             entry = models[arm].setdefault(task, {"n": sum(values["n"] for values in each)})
             entry[metric] = float(np.mean([values[metric] for values in each]))
-    pairs = [(CONTROL, arm) for arm in sorted(arms, key=lambda arm: arm != TREATED) if arm not in (BASE, CONTROL)]
-    pairs += [(BASE, TREATED)] if {BASE, TREATED} <= set(arms) else []
+    # Against the control first; then what selection is worth, the headroom, and the other arms.
+    wanted = [*PAIRS[1:], PAIRS[0], *((CONTROL, arm) for arm in arms if arm not in (BASE, CONTROL))]
+    pairs = [pair for pair in dict.fromkeys(wanted) if set(pair) <= set(arms)]
     comparisons = []
     for before, after in pairs:
         for task, metric in measures:
@@ -133,23 +179,25 @@ def label_rows(runs: dict[int, Path]) -> list[list[str]]:
 def page(study: dict[str, Any]) -> str:
     """Return the study as Markdown."""
     seeds = study["seeds"]
-    against = [c for c in study["comparisons"] if c["before"] == CONTROL]
     rows = []
-    for entry in against:
+    for entry in study["comparisons"]:
         student_ends = {"low": entry["student_low"], "high": entry["student_high"]}
         over, cautious = difference(entry), difference({**entry, **student_ends})
         each = [difference(entry["seeds"][str(seed)]) for seed in seeds]
         singles = [f"{shown['text']} {shown['interval']}" for shown in each]
         over_all = f"{over['text']} {over['interval']}"
-        rows.append([entry["after"], entry["task"], entry["metric"], over_all, cautious["interval"], *singles])
-    header = ["arm", "task", "metric", "mean over seeds", "Student", *(f"seed {seed}" for seed in seeds)]
+        names = [pair_title(entry["before"], entry["after"]), entry["task"], entry["metric"]]
+        rows.append([*names, over_all, cautious["interval"], *singles])
+    header = ["difference", "task", "metric", "mean over seeds", "Student", *(f"seed {seed}" for seed in seeds)]
     parts = [
         "# Study: the digits line over seeds",
         f"**{study['verdict']}**",
         CAVEAT.format(k=len(seeds)),
+        *study["caveats"],
         "## Scores, mean over seeds",
         summary_table(study),
-        f"## Every arm against {CONTROL}",
+        *explanations(study),
+        "## Differences between arms",
         "In points, with 95 % intervals: over seeds, and within each seed over its test rows.",
         aligned_table(header, rows, left=3),
         "## Label accuracy before and after curation, mean over seeds",
@@ -182,7 +230,11 @@ def describe_run(run: Path) -> dict[str, Any]:
     """Return what a run says of itself."""
     manifest = _read(run / "manifest.json")
     stages = _read(run / "stages.json")
-    known = {key: manifest.get(key) for key in ("command", "commit", "dirty", "versions", "hardware")}
+    known = {key: manifest.get(key) for key in ("command", "versions", "hardware")}
+    # A run that was resumed may hold stages of several commits; its manifest names the last one.
+    code = [stage for stage in stages if stage.get("commit")] or [manifest]
+    known["commits"] = sorted({entry.get("commit") or "unknown" for entry in code})
+    known["dirty"] = any(entry.get("dirty") for entry in code)
     seconds = [stage["seconds"] for stage in stages if stage.get("seconds") is not None]
     return {**known, "seconds": round(sum(seconds), 1), "steps": steps_by_arm(stages)}
 
@@ -193,15 +245,17 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def main(folders: list[Path], output_dir: Path, num_resamples: int) -> dict[str, Any]:
-    """Gather, write `study.json` and `study.md`, and return the headline."""
+def main(folders: list[Path], output_dir: Path | None, num_resamples: int) -> dict[str, Any]:
+    """Gather, print, write `study.json` and `study.md` if there is an `output_dir`, and return the headline."""
     runs = find_runs(folders)
     scores = gather(runs, num_resamples)
     made = {"gathered": {**commit(), "versions": versions(), "hardware": hardware(), "num_resamples": num_resamples}}
     made["runs"] = {str(seed): describe_run(run) for seed, run in runs.items()}
-    study = {"verdict": say(scores), "seeds": list(runs), **scores, "labels": label_rows(runs), **made}
-    write_json(output_dir / "study.json", study)
-    write(output_dir / "study.md", page(study))
+    study = {"verdict": say(scores), "caveats": caveats(made["runs"]), "seeds": list(runs), **scores}
+    study |= {"labels": label_rows(runs), **made}
+    if output_dir:
+        write_json(output_dir / "study.json", study)
+        write(output_dir / "study.md", page(study))
     print(page(study))
     first = headline(scores) or {}
     keys = ("task", "metric", "difference", "low", "high", "student_low", "student_high", "per_seed")
@@ -212,9 +266,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="folders of the runs; runs/study/seed-* by default")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("benchmarks/results"), help="gets study.json, study.md"
+        "--output_dir", type=Path, help="gets study.json and study.md; benchmarks/results, or with --quick nothing"
     )
     parser.add_argument("--quick", action="store_true", help="500 resamples instead of 10,000")
     args = parser.parse_args()
+    output_dir = args.output_dir or (None if args.quick else Path("benchmarks/results"))
     folders = args.runs or sorted(Path("runs/study").glob("seed-*"))
-    print(json.dumps(main(folders, args.output_dir, 500 if args.quick else 10_000)))
+    print(json.dumps(main(folders, output_dir, 500 if args.quick else 10_000)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 
 SPEC = importlib.util.spec_from_file_location("study", Path(__file__).parents[1] / "benchmarks" / "study.py")
@@ -13,6 +14,7 @@ study = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(study)
 
 LEVELS = {"base": 0.1, "sicog": 0.8, "annotated_only": 0.6}
+CONTROLS = {"random_candidate": 0.7, "oracle": 0.9}
 
 
 def make_seed(folder: Path, seed: int, levels: dict[str, float] = LEVELS, n: int = 100) -> None:
@@ -28,7 +30,10 @@ def make_seed(folder: Path, seed: int, levels: dict[str, float] = LEVELS, n: int
         path.write_text("\n".join(map(json.dumps, rows)))
         models[arm] = {"digits_vqa": {"accuracy": float(np.mean(right)), "n": n}}
     (folder / "evaluate" / "scores.json").write_text(json.dumps({"models": models, "comparisons": []}))
-    (folder / "manifest.json").write_text(json.dumps({"seed": seed, "command": "x", "commit": "abc"}))
+    manifest = {"seed": seed, "command": "x", "commit": "abc", "dirty": False, "finished": "2026-01-01"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    config = {"seed": seed, "output_dir": str(folder), "rounds": 2, "pretrain": {"max_steps": 500, "seed": "$seed"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     counts = {"label_accuracy_before": {"overall": 0.5}, "label_accuracy_after": {"overall": 0.75}}
     stage = {"name": "c", "arm": "sicog", "round": 1, "recipe": "curate.py", "seconds": 2.0, "counts": counts}
     (folder / "stages.json").write_text(json.dumps([stage]))
@@ -81,3 +86,53 @@ def test_without_the_control_there_is_no_study(tmp_path):
     make_seed(tmp_path / "seed-0", 0, {"base": 0.1, "sicog": 0.8})
     with pytest.raises(SystemExit, match="annotated_only"):
         study.main(sorted(tmp_path.glob("seed-*")), tmp_path, 10)
+
+
+def change(path: Path, **values: object) -> None:
+    """Replace keys of a file of JSON or YAML; the first stage of a list of them."""
+    content = yaml.safe_load(path.read_text())
+    (content[0] if isinstance(content, list) else content).update(values)
+    path.write_text(json.dumps(content))
+
+
+def test_differences_to_the_other_controls_are_shown_per_seed_and_over_seeds(tmp_path):
+    for seed in (0, 1):
+        make_seed(tmp_path / f"seed-{seed}", seed, LEVELS | CONTROLS)
+    study.main(sorted(tmp_path.glob("seed-*")), tmp_path, 200)
+    made = json.loads((tmp_path / "study.json").read_text())["comparisons"]
+    found = {(entry["before"], entry["after"]): entry for entry in made}
+    assert found["random_candidate", "sicog"]["difference"] == pytest.approx(0.1)
+    assert found["annotated_only", "oracle"]["seeds"]["1"]["difference"] == pytest.approx(0.3)
+    page = (tmp_path / "study.md").read_text()
+    assert page.count("sicog \N{MINUS SIGN} random candidate") == 2  # among the scores, and seed by seed
+    assert page.count("oracle \N{MINUS SIGN} annotated only (headroom)") == 2
+    assert "which the model of sicog wrote" in page and "no upper bound" in page
+
+
+def test_unfinished_and_differently_configured_runs_are_refused(tmp_path):
+    runs = [tmp_path / f"seed-{seed}" for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        make_seed(run, seed)
+    change(runs[1] / "config.yaml", pretrain={"max_steps": 50, "seed": "$seed"})
+    with pytest.raises(SystemExit, match=r"not of one study: pretrain is .*500.* and .*50"):
+        study.main(runs, None, 10)
+    (runs[1] / "config.yaml").unlink()
+    with pytest.raises(SystemExit, match=r"config\.yaml is missing"):
+        study.main(runs, None, 10)
+    change(runs[1] / "manifest.json", finished=None)
+    with pytest.raises(SystemExit, match="seed-1 is not finished"):
+        study.main(runs, None, 10)
+
+
+def test_several_commits_are_a_caveat(tmp_path, capsys):
+    runs = [tmp_path / f"seed-{seed}" for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        make_seed(run, seed)
+    study.main(runs, None, 10)
+    assert "Caution" not in capsys.readouterr().out
+    change(runs[1] / "stages.json", commit="def", dirty=True)  # the manifest still says abc
+    study.main(runs, None, 10)
+    shown = capsys.readouterr().out
+    assert "different commits: abc, def." in shown
+    assert "files differed from their commit when seed 1 ran" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-0", "seed-1"]  # nothing written unasked
