@@ -63,7 +63,9 @@ style: $(STAMP)  ## repair what `quality` complains about, where a tool can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+bench: export HF_HUB_OFFLINE := 1
 bench: $(STAMP)  ## run every benchmark (BENCH_ARGS=--quick for a short look)
+	@test -n "$(strip $(BENCHMARKS))" || { echo "there is no benchmark to run in benchmarks/" >&2; exit 1; }
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 
 clean:  ## remove .venv, caches and build leftovers; runs/ stays

@@ -1,17 +1,26 @@
-"""The study: seeds are gathered by their own numbers, and the interval over seeds is as wide as seeds differ."""
+"""
+The benchmarks. The study: seeds are gathered by their own numbers, and the interval over seeds is as wide as seeds
+differ. The pipeline: it measures both sides of every ratio, whatever they are on this machine.
+"""
 
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import yaml
 
 
-SPEC = importlib.util.spec_from_file_location("study", Path(__file__).parents[1] / "benchmarks" / "study.py")
-study = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(study)
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+study = script("study")
 
 LEVELS = {"base": 0.1, "sicog": 0.8, "annotated_only": 0.6}
 CONTROLS = {"random_candidate": 0.7, "oracle": 0.9}
@@ -136,3 +145,15 @@ def test_several_commits_are_a_caveat(tmp_path, capsys):
     assert "different commits: abc, def." in shown
     assert "files differed from their commit when seed 1 ran" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-0", "seed-1"]  # nothing written unasked
+
+
+def test_pipeline_measures_both_sides(tmp_path, capsys):
+    size = {"repeats": 2, "batch_size": 2, "candidates": 3, "one_at_a_time": 2, "completion_length": 2}
+    result = script("pipeline").main(size | {"curated_rows": (4, 8), "steps": 1}, tmp_path)
+    assert json.loads((tmp_path / "pipeline.json").read_text()) == json.loads(json.dumps(result))
+    for stage in ("generation", "curation", "training"):
+        sides = list(result[stage]["sides"].values())
+        assert [len(side["seconds"]) for side in sides] == [2, 2]
+        assert result[stage]["ratio"] == pytest.approx(sides[1]["per_second"] / sides[0]["per_second"])
+    assert "batch_rebalance" in capsys.readouterr().out
+    assert result["versions"] and result["hardware"]
