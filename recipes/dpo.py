@@ -6,10 +6,11 @@ accelerate launch recipes/dpo.py --config recipes/digits/dpo.yaml
 
 from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
+from sicog_trl.checkpoints import check_model
 from sicog_trl.data import MixtureConfig
 from sicog_trl.resume import claim
 from sicog_trl.training import FreezeConfig, ResumableDPOTrainer, finished, freeze, train_and_save
-from sicog_trl.training_data import check_model, training_data
+from sicog_trl.training_data import training_data
 
 
 ARGUMENTS = (ScriptArguments, DPOConfig, ModelConfig, MixtureConfig, FreezeConfig)

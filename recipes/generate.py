@@ -12,10 +12,11 @@ import torch
 from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, TrlParser
 
+from sicog_trl.checkpoints import check_model, model_fingerprint
 from sicog_trl.data import load
+from sicog_trl.files import write_json
 from sicog_trl.generation import CandidateConfig, TransformersSampler, generate_candidates
 from sicog_trl.generation.candidates import summarize
-from sicog_trl.provenance import weights_fingerprint
 
 
 @dataclass
@@ -41,6 +42,9 @@ def main(
     script_args: ScriptArguments, model_args: ModelConfig, candidate_args: CandidateConfig, args: GenerateArguments
 ) -> None:
     """Load the images and the model, generate, summarise."""
+    check_model(model_args.model_name_or_path)
+    if not script_args.dataset_name:
+        raise ValueError("dataset_name is missing: name the folder or the Hub id of the images")
     # Without `cpu`, processes on the CPU do not find each other.
     state = PartialState(cpu=not torch.accelerator.is_available())
     dataset = load(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
@@ -54,14 +58,20 @@ def main(
         temperature=candidate_args.temperature,
         top_p=candidate_args.top_p,
     )
-    model_fingerprint = weights_fingerprint(model_args.model_name_or_path, model_args.model_revision)
     plan = generate_candidates(
-        dataset, sampler, candidate_args, args.output_dir, model_fingerprint, state.process_index, state.num_processes
+        dataset,
+        sampler,
+        candidate_args,
+        args.output_dir,
+        model_fingerprint(model_args.model_name_or_path, model_args.model_revision),
+        state.process_index,
+        state.num_processes,
+        dtype=str(sampler.model.dtype),
     )
     state.wait_for_everyone()
     if state.is_main_process:
         summary = summarize(plan)
-        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(Path(args.output_dir, "summary.json"), summary)
         print(json.dumps(summary))
 
 

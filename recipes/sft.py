@@ -6,6 +6,7 @@ accelerate launch recipes/sft.py --config recipes/digits/sft.yaml
 
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser, get_peft_config, get_quantization_config
 
+from sicog_trl.checkpoints import check_model
 from sicog_trl.data import MixtureConfig
 from sicog_trl.resume import claim
 from sicog_trl.training import (
@@ -17,7 +18,7 @@ from sicog_trl.training import (
     show_views,
     train_and_save,
 )
-from sicog_trl.training_data import check_model, training_data
+from sicog_trl.training_data import training_data
 
 
 ARGUMENTS = (ScriptArguments, SFTConfig, ModelConfig, MixtureConfig, FreezeConfig, ViewsConfig)

@@ -1,5 +1,6 @@
 """Candidates: the same bytes however they are made, nothing lost, nothing made twice."""
 
+import importlib.util
 import io
 import json
 import os
@@ -16,9 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from trl import TrlParser
 
+from sicog_trl.checkpoints import prepare_for_generation
 from sicog_trl.data import IMAGES_FEATURES, load, save, split_file
 from sicog_trl.generation import CandidateConfig, Request, Response, TransformersSampler, generate_candidates
 from sicog_trl.generation.candidates import summarize
@@ -34,6 +38,8 @@ LENGTH = 12  # tokens; a random model seldom stops by itself
 
 class EchoSampler:
     """Answers with what it was asked, so that a test sees which requests were made."""
+
+    placeholders = ("<image>",)
 
     def __init__(self):
         self.requests: list[Request] = []
@@ -159,15 +165,15 @@ def test_law_4_killed_and_started_again(world, digits_model, sampler, tmp_path):
     echo = TransformersSampler(str(digits_model), batch_size=16, max_completion_length=40)
     sampled = []
     real, echo.sample = echo.sample, lambda requests: sampled.extend(requests) or real(requests)
-    fingerprint = json.loads((tmp_path / "killed" / "plan.json").read_text())["model"]
+    plan = json.loads((tmp_path / "killed" / "plan.json").read_text())
     settings = config(rows_per_shard=1, max_completion_length=40)
-    generate_candidates(load(world), echo, settings, tmp_path / "killed", fingerprint)
+    generate_candidates(load(world), echo, settings, tmp_path / "killed", plan["model"], dtype=plan["dtype"])
     assert len(sampled) == 2 * (18 - len(published))  # two modes per row that was missing, and no other
     assert {path: path.stat().st_mtime_ns for path in published} == published
     assert not list((tmp_path / "killed" / "data").glob(".*"))
 
     del echo.sample
-    generate_candidates(load(world), echo, settings, tmp_path / "whole", fingerprint)
+    generate_candidates(load(world), echo, settings, tmp_path / "whole", plan["model"])
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
 
 
@@ -203,6 +209,7 @@ def test_half_written_files_are_swept_if_their_process_is_gone(tmp_path, monkeyp
         ({"max_completion_length": 5}, "max_completion_length"),
         ({"rows_per_shard": 4}, "rows_per_shard"),
         ({"description_modes": {"short_caption": 1}}, "description_modes"),
+        ({"reasoning_modes": {"direct_answer": 1, "chain_of_thought": 2}}, "reasoning_modes"),  # another order
     ],
 )
 def test_another_run_in_the_folder_is_refused(change, key, world, tmp_path):
@@ -220,6 +227,26 @@ def test_other_input_or_model_is_refused(world, tmp_path):
         generate_candidates(dataset, EchoSampler(), config(), tmp_path, "n")
     with pytest.raises(PlanMismatchError, match="input="):
         generate_candidates(dataset.select(range(17, -1, -1)), EchoSampler(), config(), tmp_path, "m")
+    with pytest.raises(PlanMismatchError, match=r"dtype=None, now it is 'torch\.bfloat16'"):
+        generate_candidates(dataset, EchoSampler(), config(), tmp_path, "m", dtype="torch.bfloat16")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": "Which?"},
+        {"answer": "three"},
+        {"images": [{"bytes": png("blue"), "path": "a.png"}]},
+        {"images": [{"bytes": None, "path": "b.png"}]},
+        {"images": []},
+    ],
+)
+def test_changed_rows_are_refused(change, tmp_path):
+    row = {"id": "a", "images": [{"bytes": png(), "path": "a.png"}]}
+    generate_candidates(scenes(row), EchoSampler(), config(), tmp_path, "m")
+    generate_candidates(scenes(row), EchoSampler(), config(), tmp_path, "m")
+    with pytest.raises(PlanMismatchError, match="input="):
+        generate_candidates(scenes({**row, **change}), EchoSampler(), config(), tmp_path, "m")
 
 
 def test_finished_run_is_not_made_again(world, tmp_path):
@@ -325,10 +352,18 @@ def test_image_token_is_never_sampled(digits_model):
     assert read and not any(token in tokens for tokens in read)
 
 
-def test_literal_image_token_in_a_question_is_refused(sampler, tmp_path):
-    row = {"id": "a", "images": [{"bytes": png(), "path": None}], "question": "<image>\nWhich digit?"}
-    with pytest.raises(ValueError, match=r"Which digit.* holds the image placeholder '<image>'"):
-        generate_candidates(scenes(row), sampler, config(), tmp_path, "m")
+def test_law_5_literal_image_token_in_a_question_is_a_row_with_an_error(sampler, tmp_path, capsys):
+    """Law 5: the row is kept and says why; the others are asked as if it were not there."""
+    image = [{"bytes": png(), "path": None}]
+    good, bad = ({"id": name, "images": image, "question": "Which digit?"} for name in ("good", "bad"))
+    bad["question"] = "<image>\nWhich digit?"
+    plan = generate_candidates(scenes(bad, good), sampler, config(), tmp_path / "mixed", "m")
+    generate_candidates(scenes(good), sampler, config(), tmp_path / "clean", "m")
+    found = {row["id"]: row for row in pq.read_table(plan.path(0)).to_pylist()}
+    assert found["bad"]["error"].startswith("placeholder: the question of row 'bad' holds '<image>'")
+    assert found["bad"]["candidates"] == []
+    assert texts(tmp_path / "mixed")["good"] == texts(tmp_path / "clean")["good"]
+    assert "1 rows have no candidates; the first: placeholder" in capsys.readouterr().out
 
 
 def test_several_images_and_none(sampler, tmp_path):
@@ -452,6 +487,60 @@ def test_question_and_answer_may_be_missing(tmp_path):
 def test_unusable_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         CandidateConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"dataset_name": None}, "dataset_name is missing"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing"),
+        ({"model_name_or_path": "runs/gone/model"}, "model folder runs/gone/model does not exist"),
+        ({"model_name_or_path": str(ROOT)}, "has no processor"),
+    ],
+)
+def test_missing_input_is_named(option, message, world, digits_model, tmp_path):
+    spec = importlib.util.spec_from_file_location("recipe_generate", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    settings = {"dataset_name": world, "model_name_or_path": str(digits_model), "output_dir": str(tmp_path / "out")}
+    settings = {name: value for name, value in {**settings, **option}.items() if value is not None}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        module.main(*TrlParser(module.ARGUMENTS).parse_dict(settings))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_sampled_with_its_base(digits_model, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(digits_model)
+    adapter = LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|v_proj)", init_lora_weights=False)
+    get_peft_model(model, adapter).save_pretrained(tmp_path)
+    adapted, base = (TransformersSampler(str(path)).model.state_dict() for path in (tmp_path, digits_model))
+    changed = {name for name in base if not torch.equal(base[name], adapted[name])}
+    assert changed and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+
+
+def test_stop_and_suppressed_tokens_are_those_of_model_and_processor(digits_model):
+    """Evaluation and generation prepare a checkpoint by the same function."""
+    model = AutoModelForImageTextToText.from_pretrained(digits_model)
+    processor = AutoProcessor.from_pretrained(digits_model)
+    tokenizer = processor.tokenizer
+    model.generation_config = GenerationConfig(eos_token_id=[7], temperature=5.0, repetition_penalty=9.0)
+    model.config.video_token_id = 11
+    tokenizer.pad_token = None
+    assert prepare_for_generation(model, processor, do_sample=False) == {7, tokenizer.eos_token_id}
+    assert model.generation_config.pad_token_id == tokenizer.eos_token_id
+    assert model.generation_config.suppress_tokens == sorted([11, processor.image_token_id])
+    assert model.generation_config.repetition_penalty is None
+
+
+def test_rows_with_and_without_images_do_not_share_a_batch(sampler, monkeypatch):
+    batches, real = [], sampler._generate
+    monkeypatch.setattr(
+        sampler, "_generate", lambda requests, *rest: batches.append(requests) or real(requests, *rest)
+    )
+    image = [PILImage.new("RGB", (32, 32))]
+    sampler.sample([Request(image if n % 2 else [], "Describe the image in detail.", [n]) for n in range(6)])
+    assert [{len(request.images) for request in batch} for batch in batches] == [{0}, {1}]
 
 
 def test_law_6_unknown_key_is_an_error(world, digits_model, tmp_path):

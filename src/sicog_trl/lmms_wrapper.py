@@ -5,7 +5,6 @@ because importing lmms-eval takes seconds and it is an optional dependency. Deco
 what the checkpoint's `generation_config` asks for, so that two checkpoints differ by their weights alone.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,26 +13,11 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from .checkpoints import resolve_adapter
+from .checkpoints import load_for_generation, prepare_for_generation
 
 
 DEFAULT_MAX_NEW_TOKENS = 1024  # for a task that sets none
-
-
-def load_processor(pretrained: str, peft: str | None = None) -> ProcessorMixin:
-    """Load the processor saved with the adapter, or else the one of the model."""
-    sources = [source for source in (peft, pretrained) if source]
-    for source in sources:
-        if not Path(source).is_dir() or any(Path(source).glob("*processor_config.json")):
-            processor = AutoProcessor.from_pretrained(source)
-            if getattr(processor, "image_processor", None) is not None:
-                return processor
-    raise ValueError(
-        f"{' and '.join(sources)} hold no image processor (processor_config.json or preprocessor_config.json); "
-        "save the processor of the base model beside the weights"
-    )
 
 
 class VisionLanguageModel(lmms):
@@ -73,36 +57,8 @@ class VisionLanguageModel(lmms):
         self.batch_size = int(batch_size)
         self.description = pretrained  # what the progress bar says
 
-        pretrained, peft = resolve_adapter(pretrained, peft)
-        self.processor = load_processor(pretrained, peft)
-        model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype)
-        if peft:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, peft).merge_and_unload()
-        self.model: PreTrainedModel = model.to(self.device).eval()
-        self.stop_tokens = self._neutralise()
-
-    def _neutralise(self) -> set[int]:
-        """Replace the checkpoint's generation settings, of which only the stop tokens survive; returns those."""
-        tokenizer = self.processor.tokenizer
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        stop = self.model.generation_config.eos_token_id
-        stop_tokens = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
-        config = self.model.config
-        # A placeholder without an image behind it breaks whatever reads the answer.
-        placeholders = {
-            getattr(config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")
-        }
-        self.model.generation_config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=sorted(stop_tokens),
-            pad_token_id=tokenizer.pad_token_id,
-            suppress_tokens=sorted(placeholders - {None}) or None,
-        )
-        return stop_tokens
+        self.model, self.processor = load_for_generation(pretrained, peft, dtype=dtype, device=self.device)
+        self.stop_tokens = prepare_for_generation(self.model, self.processor, do_sample=False, num_beams=1)
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """

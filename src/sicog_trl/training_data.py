@@ -1,7 +1,6 @@
 """What a model trains on, checked before anything is loaded and shown as the model will see it."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -10,21 +9,6 @@ from .data import MixtureConfig, load, load_mixture
 
 
 COLUMNS = {"sft": ({"prompt", "completion"}, {"messages"}), "dpo": ({"prompt", "chosen", "rejected"},)}
-
-
-def check_model(model_name_or_path: str | None) -> None:
-    """Refuse a local model that cannot be trained because it, its weights or its processor is not there."""
-    if not model_name_or_path:
-        raise ValueError("model_name_or_path is missing: name the model to start from")
-    folder = Path(model_name_or_path)
-    if folder.is_dir():
-        if not (folder / "processor_config.json").exists() and not (folder / "preprocessor_config.json").exists():
-            raise FileNotFoundError(
-                f"{folder} has no processor (processor_config.json or preprocessor_config.json); save the one of its "
-                "base model there with AutoProcessor.from_pretrained(...).save_pretrained(...)"
-            )
-    elif folder.is_absolute() or len(folder.parts) > 2:
-        raise FileNotFoundError(f"model folder {folder} does not exist; run the stage that writes it first")
 
 
 def training_data(

@@ -1,7 +1,6 @@
 """From images to candidates: requests per row and mode, one shard after the other."""
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
-from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from ..data import CANDIDATES_FEATURES, IMAGES_FEATURES
 from ..prompts import prompt_for, task_of
 from ..views import light_view
+from .images import identity, open_image
 from .sampling import Request, Sampler, candidate_seed
 from .shards import Plan, make_plan, publish, remove_unfinished
 
@@ -83,6 +82,7 @@ def generate_candidates(
     model_fingerprint: str,
     shard_index: int = 0,
     num_shards: int = 1,
+    dtype: str | None = None,
 ) -> Plan:
     """
     Sample candidates for every row and write them as shards; what is already there is not made again.
@@ -100,19 +100,25 @@ def generate_candidates(
             Identifies the weights; a resume with others is refused.
         shard_index, num_shards (`int`, *optional*):
             This worker takes every `num_shards`-th shard, starting at `shard_index`.
+        dtype (`str`, *optional*):
+            Precision of the weights; a resume with another is refused.
 
     Returns:
         [`Plan`]: the shards of the run.
     """
     dataset = _as_images(dataset)
-    plan = make_plan(output_dir, len(dataset), config.rows_per_shard, _fingerprint(dataset, config, model_fingerprint))
+    fingerprint = {"model": model_fingerprint, "dtype": dtype, **_fingerprint(dataset, config)}
+    plan = make_plan(output_dir, len(dataset), config.rows_per_shard, fingerprint)
     remove_unfinished(output_dir)
     shards = [shard for shard in plan.missing() if shard % num_shards == shard_index]
     with tqdm(total=sum(len(plan.rows(shard)) for shard in shards), desc="generate", unit="row") as progress:
         for shard in shards:
             rows = plan.rows(shard)
             table = dataset.with_format("arrow")[rows.start : rows.stop]
-            publish(_fill(table, dataset.select(rows), sampler, config), plan.path(shard))
+            filled = _fill(table, dataset.select(rows), sampler, config)
+            publish(filled, plan.path(shard))
+            if errors := [error for error in filled["error"].to_pylist() if error]:
+                progress.write(f"{plan.path(shard)}: {len(errors)} rows have no candidates; the first: {errors[0]}")
             progress.update(len(rows))
     return plan
 
@@ -138,18 +144,23 @@ def _as_images(dataset: Dataset) -> Dataset:
     return dataset.cast_column("images", List(Image(decode=False)))
 
 
-def _fingerprint(dataset: Dataset, config: CandidateConfig, model_fingerprint: str) -> dict[str, Any]:
+def _fingerprint(dataset: Dataset, config: CandidateConfig) -> dict[str, Any]:
+    """Identify the rows, their images as they are stored, the prompts and the settings."""
     digest = hashlib.sha256()
-    for batch in dataset.select_columns(["id", "question"]).with_format("arrow").iter(10_000):
-        digest.update(repr(batch.to_pydict()).encode())
+    for batch in dataset.with_format("arrow").iter(1000):
+        columns = [batch[name].to_pylist() for name in ("id", "question", "answer", "images")]
+        for *texts, images in zip(*columns, strict=True):
+            digest.update(repr((texts, [identity(image) for image in images or []])).encode())
+    modes = ("description_modes", "reasoning_modes")
+    settings = {name: value for name, value in vars(config).items() if name not in ("rows_per_shard", *modes)}
     return {
         "input": digest.hexdigest(),
-        "model": model_fingerprint,
         "prompts": {
             mode: prompt_for(mode, "{question}" if task_of(mode) == "reasoning" else None)
             for mode in [*config.description_modes, *config.reasoning_modes]
         },
-        **{name: value for name, value in vars(config).items() if name != "rows_per_shard"},
+        **{name: list(getattr(config, name).items()) for name in modes},  # pairs: candidates stand in that order
+        **settings,
     }
 
 
@@ -160,11 +171,17 @@ def _fill(table: pa.Table, rows: Dataset, sampler: Sampler, config: CandidateCon
     filled: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         filled.append({"task": "reasoning" if row["question"] else "description", "candidates": [], "error": None})
+        if token := next((token for token in sampler.placeholders if token in (row["question"] or "")), None):
+            filled[-1]["error"] = (
+                f"placeholder: the question of row {row['id']!r} holds {token!r}; take it out, one is placed for each "
+                "image of the row"
+            )
+            continue
         try:
-            images = [_open(image, config.max_pixels) for image in row["images"] or []]
+            images = [open_image(image, config.max_pixels) for image in row["images"] or []]
         # Pillow reports a damaged PNG as a SyntaxError.
         except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:
-            filled[-1]["error"] = f"unreadable_image: {error}"
+            filled[-1]["error"] = f"unreadable_image: row {row['id']!r}: {error}"
             continue
         for mode, request in _requests(row, images, config):
             requests.append(request)
@@ -199,19 +216,6 @@ def _requests(row: dict, images: list[PILImage.Image], config: CandidateConfig) 
                 yield mode, Request([light_view(image, seed) for image in images], prompt, [seed])
         else:
             yield mode, Request(images, prompt, seeds)
-
-
-def _open(image: dict | None, max_pixels: int | None) -> PILImage.Image:
-    if image is None or (image["bytes"] is None and image["path"] is None):
-        raise ValueError("neither bytes nor path")
-    source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-    with PILImage.open(source) as opened:
-        opened.load()
-        picture = ImageOps.exif_transpose(opened).convert("RGB")  # upright, as `datasets` shows it to training
-    if max_pixels and picture.width * picture.height > max_pixels:
-        scale = (max_pixels / (picture.width * picture.height)) ** 0.5
-        picture = picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
-    return picture
 
 
 def summarize(plan: Plan) -> dict[str, Any]:

@@ -40,7 +40,15 @@ class Response:
 
 
 class Sampler(Protocol):
-    """Anything that answers requests; the order of the answers is the order of the requests and of their seeds."""
+    """
+    Anything that answers requests; the order of the answers is the order of the requests and of their seeds.
+
+    Attributes:
+        placeholders (`tuple[str, ...]`):
+            Texts that the model takes for an image; a question that holds one is not asked.
+    """
+
+    placeholders: tuple[str, ...]
 
     def sample(self, requests: Sequence[Request]) -> list[list[Response]]:
         """Return one list of responses per request, one response per seed."""

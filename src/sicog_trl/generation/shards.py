@@ -7,13 +7,14 @@ there is to do, and two workers that make the same shard write the same bytes to
 import json
 import os
 import socket
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ..files import replacing, write_json
 
 
 class PlanMismatchError(ValueError):
@@ -85,31 +86,14 @@ def make_plan(output_dir: str | Path, num_rows: int, rows_per_shard: int, finger
                     "go back to that value, or choose another output_dir"
                 )
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _publish(path, lambda unfinished: unfinished.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n"))
+        write_json(path, wanted, sort_keys=True)
     return Plan(Path(output_dir), num_rows, rows_per_shard)
 
 
 def publish(table: pa.Table, path: Path) -> None:
     """Write a shard beside its place and rename it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _publish(path, lambda unfinished: pq.write_table(table, unfinished))
-
-
-def _publish(path: Path, write: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        write(unfinished)
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path) as unfinished:
+        pq.write_table(table, unfinished)
 
 
 def remove_unfinished(output_dir: str | Path) -> None:

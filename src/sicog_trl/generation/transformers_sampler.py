@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessorList
+from transformers import LogitsProcessorList
 from trl.data_utils import prepare_multimodal_messages
 
+from ..checkpoints import load_for_generation, placeholders, prepare_for_generation
 from .sampling import Request, Response, SeededSampling
 
 
@@ -15,7 +16,7 @@ class TransformersSampler:
 
     Args:
         model_name_or_path (`str`):
-            Anything that `AutoModelForImageTextToText` loads.
+            Anything that `AutoModelForImageTextToText` loads, or the folder of a PEFT adapter.
         revision (`str`, *optional*):
             Revision of a Hub model.
         dtype (`str`, *optional*, defaults to `"auto"`):
@@ -44,51 +45,41 @@ class TransformersSampler:
         top_p: float = 0.9,
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.processor = AutoProcessor.from_pretrained(model_name_or_path, revision=revision)
-        self.model = AutoModelForImageTextToText.from_pretrained(model_name_or_path, revision=revision, dtype=dtype)
-        self.model.to(device).eval()
+        self.model, self.processor = load_for_generation(
+            model_name_or_path, revision=revision, dtype=dtype, device=device
+        )
         self.batch_size = batch_size
         self.temperature = temperature
         self.top_p = top_p
 
-        tokenizer = self.processor.tokenizer
-        stop = self.model.generation_config.eos_token_id or tokenizer.eos_token_id
-        self.stop_tokens = set(stop if isinstance(stop, list) else [stop])
-        # A sampled image placeholder has no image behind it and breaks whatever reads the text.
-        image_token = getattr(self.model.config, "image_token_id", None)
-        # A checkpoint's own sampling defaults would be merged into ours; candidates must differ by seed alone.
-        self.model.generation_config = GenerationConfig(
+        self.placeholders = placeholders(self.processor)
+        self.stop_tokens = prepare_for_generation(
+            self.model,
+            self.processor,
             do_sample=True,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
             max_new_tokens=max_completion_length,
-            eos_token_id=sorted(self.stop_tokens),
-            pad_token_id=tokenizer.pad_token_id,
-            suppress_tokens=None if image_token is None else [image_token],
         )
 
     def render(self, request: Request) -> str:
         """Return the prompt as training sees it: TRL places the images, the chat template does the rest."""
-        placeholder = getattr(self.processor, "image_token", None)
-        if placeholder and placeholder in request.prompt:
-            raise ValueError(
-                f"the prompt {request.prompt!r} holds the image placeholder {placeholder!r}; take it out of the "
-                "question: one is placed for each image of the row"
-            )
         messages = prepare_multimodal_messages([{"role": "user", "content": request.prompt}], images=request.images)
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def sample(self, requests: Sequence[Request]) -> list[list[Response]]:
         """See [`Sampler`]. Requests of like length share a batch, so that little is padded."""
         prompts = [self.render(request) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].seeds), len(prompts[i])))
+        # Processors do not take rows with and without images together.
+        kinds = [(len(request.seeds), bool(request.images)) for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: (kinds[i], len(prompts[i])))
         responses: list[list[Response]] = [[] for _ in requests]
         start = 0
         while start < len(order):
-            num_candidates = len(requests[order[start]].seeds)
+            kind = num_candidates, _ = kinds[order[start]]
             batch = order[start : start + max(1, self.batch_size // num_candidates)]
-            batch = [i for i in batch if len(requests[i].seeds) == num_candidates]
+            batch = [i for i in batch if kinds[i] == kind]
             answers = self._generate([requests[i] for i in batch], [prompts[i] for i in batch], num_candidates)
             for i, answer in zip(batch, answers, strict=True):
                 responses[i] = answer
