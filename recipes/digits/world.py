@@ -7,6 +7,8 @@ accelerate launch recipes/digits/world.py --output_dir runs/digits
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.data import save
@@ -43,6 +45,15 @@ ARGUMENTS = (WorldArguments,)
 
 
 def main(args: WorldArguments) -> None:
+    """Let one process write, however many were launched."""
+    # Without `cpu`, processes on the CPU do not find each other.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if state.is_main_process:
+        write(args)
+    state.wait_for_everyone()
+
+
+def write(args: WorldArguments) -> None:
     """Write the pools, then the model."""
     output_dir = Path(args.output_dir)
     annotated = annotated_pool(args.annotated, args.seed)
