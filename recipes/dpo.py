@@ -8,9 +8,9 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_con
 
 from sicog_trl.checkpoints import check_model
 from sicog_trl.data import MixtureConfig
-from sicog_trl.resume import claim
+from sicog_trl.resume import refuse_another_run, settings_of
 from sicog_trl.training import FreezeConfig, ResumableDPOTrainer, finished, freeze, train_and_save
-from sicog_trl.training_data import training_data
+from sicog_trl.training_data import data_fingerprint, refuse_placeholders, training_data
 
 
 ARGUMENTS = (ScriptArguments, DPOConfig, ModelConfig, MixtureConfig, FreezeConfig)
@@ -25,18 +25,18 @@ def main(
 ) -> None:
     """Load the pairs, build the trainer, train, save."""
     check_model(model_args.model_name_or_path)
-    claim(training_args.output_dir, script_args, training_args, model_args, mixture_args, freeze_args)
+    eval_split = script_args.dataset_test_split if training_args.eval_strategy != "no" else None
+    source = (mixture_args, script_args.dataset_name, script_args.dataset_config)
+    splits = (script_args.dataset_train_split, eval_split)
+    train_dataset, eval_dataset = training_data("dpo", *source, *splits)
+    configs = (training_args, script_args, model_args, mixture_args, freeze_args)
+    settings = settings_of(*configs, data=data_fingerprint(*source, *splits))
+    refuse_another_run(training_args.output_dir, settings)
     if finished(training_args.output_dir):
         print(f"{training_args.output_dir} holds a finished model; nothing to do")
         return
-    train_dataset, eval_dataset = training_data(
-        "dpo",
-        mixture_args,
-        script_args.dataset_name,
-        script_args.dataset_config,
-        script_args.dataset_train_split,
-        script_args.dataset_test_split if training_args.eval_strategy != "no" else None,
-    )
+    for dataset in (train_dataset, eval_dataset):
+        refuse_placeholders(dataset, model_args.model_name_or_path, model_args.model_revision)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -53,7 +53,7 @@ def main(
         quantization_config=get_quantization_config(model_args),
     )
     freeze(trainer.model, freeze_args)
-    train_and_save(trainer, script_args.dataset_name)
+    train_and_save(trainer, settings, script_args.dataset_name)
 
 
 if __name__ == "__main__":

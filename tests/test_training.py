@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 from trl import TrlParser
 
-from sicog_trl.resume import ResumeFix, last_checkpoint
+from sicog_trl.data import load, save
+from sicog_trl.resume import ResumeFix, last_checkpoint, refuse_another_run
 from sicog_trl.training import FreezeConfig, ResumableSFTTrainer, ViewCollator, freeze, parts, parts_table
 from sicog_trl.views import light_view
 
@@ -302,6 +303,63 @@ def test_a_finished_folder_is_left_alone_and_one_of_another_run_refused(trained,
     with pytest.raises(ValueError, match=r"is \w{16}, this one's is \w{16}; max_steps is 2 there and 3 here"):
         train("sft", **settings, max_steps=3)
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_fails_before_training_leaves_the_folder_free(tmp_path, sft, digits_world):
+    data = load(str(digits_world / "annotated"), split="base")
+    prompts = data["prompt"][:]
+    prompts[3] = [{"role": "user", "content": "<image>\nDescribe."}]
+    marked = data.remove_columns("prompt").add_column("prompt", prompts)
+    save(marked, tmp_path / "marked", "train")
+    settings = {**sft, "output_dir": str(tmp_path / "out"), "max_steps": 1, "save_strategy": "no"}
+    with pytest.raises(ValueError, match=r"row 3: the column prompt holds '<image>': '<image>.nDescribe"):
+        train("sft", **{**settings, "datasets": [{"path": str(tmp_path / "marked")}]})
+    alone = {"datasets": None, "dataset_name": str(tmp_path / "marked")}
+    with pytest.raises(ValueError, match=rf"row 3 \(id '{data[3]['id']}'\): the column prompt"):
+        train("sft", **{**settings, **alone})
+    frozen = [f"freeze_{part}" for part in ("vision_tower", "multi_modal_projector", "language_model")]
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        train("sft", **settings, **dict.fromkeys(frozen, True))
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_a_run_is_its_data_and_its_batch_not_its_loader(tmp_path, sft, digits_world):
+    save(load(str(digits_world / "annotated"), split="base"), tmp_path / "data", "train")
+    settings = {"model_name_or_path": sft["model_name_or_path"], "dataset_name": str(tmp_path / "data")}
+    settings |= {"output_dir": str(tmp_path / "out"), "max_steps": 1, "save_strategy": "no"}
+    train("sft", **settings)
+    train("sft", **settings, dataloader_num_workers=2, dataloader_pin_memory=False)
+    with pytest.raises(ValueError, match="dataloader_drop_last is False there and True here"):
+        train("sft", **settings, dataloader_drop_last=True)
+    written = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert written["global_batch_size"] == 4
+    refuse_another_run(tmp_path / "out", written)
+    with pytest.raises(ValueError, match="global_batch_size is 4 there and 8 here"):
+        refuse_another_run(tmp_path / "out", {**written, "global_batch_size": 8})
+    save(load(str(tmp_path / "data")).select(range(41)), tmp_path / "data", "train")
+    with pytest.raises(ValueError, match=r"; data is .* there and .* here"):
+        train("sft", **settings)
+
+
+def test_a_failed_push_is_repeated(tmp_path, sft, monkeypatch):
+    pushed = []
+
+    def push(self, *args, **kwargs):
+        pushed.append(self.state.global_step)
+        if len(pushed) == 1:
+            raise ConnectionError("no network")
+
+    monkeypatch.setattr(ResumableSFTTrainer, "init_hf_repo", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(ResumableSFTTrainer, "_push_from_checkpoint", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(ResumableSFTTrainer, "push_to_hub", push)
+    settings = {**sft, "output_dir": str(tmp_path), "max_steps": 1, "save_steps": 1, "push_to_hub": True}
+    with pytest.raises(ConnectionError):
+        train("sft", **settings)
+    assert not (tmp_path / "training.json").exists()
+    train("sft", **settings)
+    assert set(pushed) == {1} and len(pushed) > 1  # and no step beyond the last one
+    assert not moved(tmp_path / "checkpoint-1", tmp_path)
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 1
 
 
 def test_accelerate_launch_trains_from_yaml(tmp_path, sft):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 
+from .files import write_json
 from .provenance import weights_fingerprint
 
 
 # Arguments that change where, how fast or how loudly a run trains, not what it trains. A resumed run may change them.
 _PLACE = (
     "output_dir resume run_name log report project trackio disable_tqdm save_ hub_ push_to_hub eval do_ use_cpu "
-    "dataloader_ skip_memory_metrics local_rank ddp fsdp deepspeed accelerator_config parallelism_config debug tpu"
+    "dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataloader_persistent_workers "
+    "skip_memory_metrics local_rank ddp fsdp deepspeed accelerator_config parallelism_config debug tpu"
 )
 SETTINGS = "settings.json"
 
@@ -29,7 +30,16 @@ class ResumeFix:
     Checkpoints of LLaVA, Qwen2-VL, Gemma 3 and others are saved under the names of their original format, which
     `Trainer` then fails to match, with no more than a warning (transformers#43701). Loading through the model class
     renames them. Adapters, DeepSpeed and FSDP restore by other ways, which work.
+
+    A run that was cut off behind its last step, by a failed push for example, is not trained further: `Trainer` looks
+    at `max_steps` only after a step.
     """
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model
@@ -83,49 +93,71 @@ def _fault(checkpoint: Path) -> str | None:
     return f"{broken[0]} is cut off" if broken else None
 
 
-def claim(output_dir: str | Path, *configs: Any) -> None:
+def settings_of(training_args: Any, *configs: Any, **extra: Any) -> dict[str, Any]:
     """
-    Write down what the run in `output_dir` is, or refuse the folder if another run works there.
+    Return what decides which model a run ends with.
+
+    Args:
+        training_args (`TrainingArguments`):
+            Of the trainer.
+        configs:
+            The other dataclasses of the recipe, one with `model_name_or_path` among them.
+        extra:
+            What else is to be the same in a resumed run, such as hashes of the data.
+    """
+    settings: dict[str, Any] = {}
+    for config in (training_args, *configs):
+        settings |= {each.name: getattr(config, each.name) for each in fields(config)}
+    plain = (str, int, float, bool, list, dict, type(None))
+    names = tuple(_PLACE.split())
+    settings = {
+        key: value for key, value in settings.items() if isinstance(value, plain) and not key.startswith(names)
+    }
+    settings["weights"] = weights_fingerprint(settings["model_name_or_path"], settings.get("model_revision"))
+    settings["global_batch_size"] = (
+        training_args.per_device_train_batch_size
+        * training_args.gradient_accumulation_steps
+        * training_args.world_size
+    )
+    return json.loads(json.dumps({**settings, **extra}, default=str))
+
+
+def refuse_another_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
+    """
+    Refuse a folder in which a run with other settings was started.
 
     Args:
         output_dir (`str` or `Path`):
             Folder of the run.
-        configs:
-            The dataclasses of the recipe, one with `model_name_or_path` among them.
+        settings (`dict[str, Any]`):
+            See [`settings_of`].
 
     Raises:
-        `ValueError`: if the folder holds a run with other settings or other weights to start from; both fingerprints
+        `ValueError`: if the folder holds a run with other settings, data or weights to start from; both fingerprints
             and the first setting that differs are named.
     """
-    wanted = {}
-    for config in configs:
-        wanted |= {each.name: getattr(config, each.name) for each in fields(config)}
-    plain = (str, int, float, bool, list, dict, type(None))
-    names = tuple(_PLACE.split())
-    wanted = {key: value for key, value in wanted.items() if isinstance(value, plain) and not key.startswith(names)}
-    wanted["weights"] = weights_fingerprint(wanted["model_name_or_path"], wanted.get("model_revision"))
-    wanted = json.loads(json.dumps(wanted, default=str))
     path = Path(output_dir, SETTINGS)
-    if path.exists():
-        found = json.loads(path.read_text())
-        for key in sorted(found.keys() | wanted.keys()):
-            if found.get(key) != wanted.get(key):
-                raise ValueError(
-                    f"{output_dir} holds another run: its fingerprint is {_digest(found)}, this one's is "
-                    f"{_digest(wanted)}; {key} is {found.get(key)!r} there and {wanted.get(key)!r} here. Choose "
-                    "another output_dir, or delete that folder."
-                )
-    elif PartialState().is_main_process:
-        write_json(path, wanted)
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for key in sorted(found.keys() | settings.keys()):
+        if found.get(key) != settings.get(key):
+            raise ValueError(
+                f"{output_dir} holds another run: its fingerprint is {_digest(found)}, this one's is "
+                f"{_digest(settings)}; {key} is {found.get(key)!r} there and {settings.get(key)!r} here. Choose "
+                "another output_dir, or delete that folder."
+            )
+
+
+def claim(output_dir: str | Path, settings: dict[str, Any]) -> None:
+    """Write down what the run in `output_dir` is, or refuse the folder if another run works there."""
+    refuse_another_run(output_dir, settings)
+    state = PartialState()
+    state.wait_for_everyone()
+    path = Path(output_dir, SETTINGS)
+    if state.is_main_process and not path.exists():
+        write_json(path, settings)
 
 
 def _digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path` in one step or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)

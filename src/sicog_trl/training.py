@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl import DPOTrainer, SFTTrainer
 
+from .files import write_json
 from .provenance import versions
-from .resume import ResumeFix, last_checkpoint, write_json
-from .training_data import preview
+from .resume import ResumeFix, claim, last_checkpoint
+from .training_data import TEXTS, preview
 from .views import VIEWS
 
 
@@ -138,7 +139,7 @@ class _VisionTraining(ResumeFix):
     def _text_lengths(self) -> list[int]:
         """Count the tokens of each row, without those of its images; no image is decoded."""
         names = self.train_dataset.column_names
-        columns = [name for name in ("messages", "prompt", "completion", "chosen", "rejected") if name in names]
+        columns = [name for name in TEXTS if name in names]
         rows = zip(*(self.train_dataset[name] for name in columns), strict=True)
         texts = ["\n".join(message["content"] for part in row for message in part) for row in rows]
         return [len(ids) for ids in self.processing_class.tokenizer(texts)["input_ids"]]
@@ -222,13 +223,17 @@ def finished(output_dir: str | Path) -> bool:
     return Path(output_dir, "training.json").exists()
 
 
-def train_and_save(trainer: SFTTrainer | DPOTrainer, dataset_name: str | None = None) -> dict[str, Any]:
+def train_and_save(
+    trainer: SFTTrainer | DPOTrainer, settings: dict[str, Any], dataset_name: str | None = None
+) -> dict[str, Any]:
     """
-    Train, resuming what was cut off, then save model, processor, card and `training.json`, and push if asked.
+    Train, resuming what was cut off, then save model, processor and card, push if asked, and write `training.json`.
 
     Args:
         trainer (`SFTTrainer` or `DPOTrainer`):
             Ready to train.
+        settings (`dict[str, Any]`):
+            What the run is, see [`~sicog_trl.resume.settings_of`]; the folder is claimed for it.
         dataset_name (`str`, *optional*):
             For the model card.
 
@@ -239,6 +244,7 @@ def train_and_save(trainer: SFTTrainer | DPOTrainer, dataset_name: str | None = 
     args = trainer.args
     say = trainer.accelerator.print
     say(f"{parts_table(trainer.model)}\n\n{preview(trainer, trainer.train_dataset)}\n", flush=True)
+    claim(args.output_dir, settings)  # not before: what fails above leaves no trace that would refuse the next try
     # the trainer's own count survives a resume, TRL's `num_tokens` begins at zero again
     args.include_num_input_tokens_seen = "non_padding"
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
@@ -249,9 +255,10 @@ def train_and_save(trainer: SFTTrainer | DPOTrainer, dataset_name: str | None = 
     say(f"{args.output_dir}: {json.dumps(record)}")
     if trainer.accelerator.is_main_process:
         trainer.create_model_card(dataset_name=dataset_name)
-        write_json(Path(args.output_dir, "training.json"), {**record, "versions": versions()})
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
+    if trainer.accelerator.is_main_process:  # last: it says that nothing is left to do, so a failed push is repeated
+        write_json(Path(args.output_dir, "training.json"), {**record, "versions": versions()})
     trainer.end()
     return record
 

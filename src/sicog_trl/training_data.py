@@ -5,9 +5,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from .data import MixtureConfig, load, load_mixture
+from .checkpoints import load_processor, placeholders
+from .data import MixtureConfig, load, load_mixture, split_files
+from .files import is_local
+from .tasks import hash_files
 
 
+TEXTS = ("messages", "prompt", "completion", "chosen", "rejected")
 COLUMNS = {"sft": ({"prompt", "completion"}, {"messages"}), "dpo": ({"prompt", "chosen", "rejected"},)}
 
 
@@ -59,6 +63,47 @@ def _check(dataset: Dataset, kind: str, name: str) -> None:
     if not any(wanted <= columns for wanted in COLUMNS[kind]):
         wanted = " or ".join(" + ".join(sorted(names)) for names in COLUMNS[kind])
         raise ValueError(f"the {name} needs the columns {wanted}; it has {', '.join(sorted(columns))}")
+
+
+def data_fingerprint(
+    mixture: MixtureConfig, dataset_name: str | None, dataset_config: str | None, *splits: str | None
+) -> dict[str, str]:
+    """Return a hash of the files of each local split that [`training_data`] reads; a Hub id stands for itself."""
+    sources = [(each["path"], each.get("config"), each.get("split") or "train") for each in mixture.datasets or []]
+    trains = 1 if mixture.datasets else 0  # the first split is the one to train on; a mixture takes its place
+    sources += [(dataset_name, dataset_config, split) for split in splits[trains:] if split]
+    return {
+        "/".join(filter(None, source)): hash_files(split_files(*source)) if is_local(source[0]) else "not local"
+        for source in sources
+    }
+
+
+def refuse_placeholders(dataset: Dataset | None, model_name_or_path: str, revision: str | None = None) -> None:
+    """
+    Refuse texts that hold what the processor takes for an image: TRL places one for each image of the row.
+
+    Args:
+        dataset (`datasets.Dataset`, *optional*):
+            Its text columns are read, no image is decoded.
+        model_name_or_path (`str`):
+            Whose processor will read them.
+        revision (`str`, *optional*):
+            Revision of a Hub model.
+    """
+    if dataset is None:
+        return
+    tokens = placeholders(load_processor(model_name_or_path, revision=revision))
+    names = [name for name in TEXTS if name in dataset.column_names]
+    labels = dataset["id"] if "id" in dataset.column_names else None
+    for number, row in enumerate(dataset.select_columns(names)):
+        for name, value in row.items():
+            for text in [value] if isinstance(value, str) else [message["content"] for message in value or []]:
+                if token := next((token for token in tokens if isinstance(text, str) and token in text), None):
+                    label = f"row {number}" if labels is None else f"row {number} (id {labels[number]!r})"
+                    raise ValueError(
+                        f"{label}: the column {name} holds {token!r}: {text[:80]!r}; take it out, one is placed for "
+                        "each image of the row"
+                    )
 
 
 def preview(trainer: Any, dataset: Dataset) -> str:
