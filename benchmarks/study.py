@@ -14,7 +14,7 @@ import yaml
 from scipy.stats import t as student
 
 from sicog_trl.comparison import compare_scores, pair, read_samples
-from sicog_trl.evaluation import write, write_json
+from sicog_trl.files import write_json, write_text
 from sicog_trl.provenance import commit, hardware, versions
 from sicog_trl.report import aligned_table, summary_table
 from sicog_trl.report.line import counts_of
@@ -255,7 +255,7 @@ def main(folders: list[Path], output_dir: Path | None, num_resamples: int) -> di
     study |= {"labels": label_rows(runs), **made}
     if output_dir:
         write_json(output_dir / "study.json", study)
-        write(output_dir / "study.md", page(study))
+        write_text(output_dir / "study.md", page(study))
     print(page(study))
     first = headline(scores) or {}
     keys = ("task", "metric", "difference", "low", "high", "student_low", "student_high", "per_seed")

@@ -14,6 +14,7 @@ from trl import TrlParser
 
 from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import load
+from sicog_trl.files import write_json
 
 
 @dataclass
@@ -47,7 +48,7 @@ def main(args: CurateArguments, curation_args: CurationConfig) -> None:
     if state.is_main_process:
         candidates = load(args.dataset_name, args.dataset_config, args.dataset_split)
         summary = curate(candidates, curation_args, args.output_dir)
-        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(Path(args.output_dir, "summary.json"), summary)
         print(json.dumps(summary))
     state.wait_for_everyone()
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from .data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, writing
+from .files import replacing, write_text
 from .prompts import prompt_for
 from .responses import final_part, normalize_answer
 from .similarity import embedder, fault_of, self_consistency
@@ -139,8 +140,9 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
     dropped = [i for i, verdict in enumerate(verdicts) if verdict.reason is not None]
     health = _write(candidates, kept, verdicts, _curated, CURATED_FEATURES, output_dir, "curated", config)
     _write(candidates, dropped, verdicts, _dropped, DROPPED_FEATURES, output_dir, "dropped", config)
-    Path(output_dir, "README.md").write_text(_CARD)
-    pq.write_table(pa.Table.from_pylist([vars(verdict) for verdict in verdicts]), Path(output_dir, "scores.parquet"))
+    write_text(Path(output_dir, "README.md"), _CARD)
+    with replacing(Path(output_dir, "scores.parquet")) as unfinished:
+        pq.write_table(pa.Table.from_pylist([vars(verdict) for verdict in verdicts]), unfinished)
     return {
         "rows_in": len(verdicts),
         "kept": len(kept),
@@ -176,7 +178,7 @@ def _judge(rows: Iterator[dict[str, Any]], config: CurationConfig) -> Iterator[V
         scores = self_consistency(options, task, embed, config.veto)
         verdict = Verdict(row["id"], task, scores, _choose(row, scores, config))
         if verdict.winner < 0:
-            verdict.reason = "unreadable_image" if row["error"] else _common_fault(options)
+            verdict.reason = row["error"].partition(":")[0] if row["error"] else _common_fault(options)
         truth, grade = row["answer"], measure if task == "description" else _equal_answers
         if truth and grade and options:
             grades = [grade(final_part(c["text"], c["mode"]) or "", truth) for c in options]

@@ -6,7 +6,6 @@ weights and the conditions that it was made under, and a folder that holds other
 """
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -20,6 +19,7 @@ from accelerate import PartialState
 from .checkpoints import model_fingerprint
 from .comparison import compare, read_samples
 from .data import num_rows
+from .files import write_json
 from .provenance import commit, hardware, versions
 from .tasks import FOLDER, Task, data_files, hash_files, select_tasks, write_task_files
 
@@ -214,16 +214,3 @@ def manifest() -> dict[str, Any]:
     """Return what a result should name: command, versions, commit, hardware, time."""
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {"command": shlex.join(sys.argv), "date": when, "versions": versions(), **commit(), "hardware": hardware()}
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file in one step or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one step or not at all; a value that is not a number is an error."""
-    write(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")

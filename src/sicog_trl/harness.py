@@ -17,7 +17,8 @@ from lmms_eval.tasks import TaskManager
 from loguru import logger
 
 from .comparison import Sample
-from .evaluation import manifest, write, write_json
+from .evaluation import manifest
+from .files import write_json, write_text
 from .lmms_wrapper import DEFAULT_MAX_NEW_TOKENS, VisionLanguageModel
 
 
@@ -61,7 +62,7 @@ def run_task(model: lmms, task: str, output_dir: Path, header: dict[str, Any], l
     if len(samples) != expected or not scores or not all(math.isfinite(value) for value in scores.values()):
         raise RuntimeError(f"{folder.name}, {task}: {len(samples)} of {expected} rows were scored, with {scores}")
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    write(folder / f"samples_{task}.jsonl", lines)
+    write_text(folder / f"samples_{task}.jsonl", lines)
     health = {
         "empty": sum(not sample["response"].strip() for sample in samples),
         "truncated": sum(sample["truncated"] for sample in samples),

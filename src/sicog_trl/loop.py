@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from .files import write_json, write_text
 from .provenance import commit, hardware, versions
 
 
@@ -228,7 +229,7 @@ def run(config: LoopConfig, recipes: str | Path) -> Path:
     for stage in plan:
         _check(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(vars(config), sort_keys=False))
+    write_text(folder / "config.yaml", yaml.safe_dump(vars(config), sort_keys=False))
     _write_manifest(folder, config)
     for number, stage in enumerate(plan, 1):
         title = f"[{number}/{len(plan)}] {stage.name}"
@@ -237,7 +238,7 @@ def run(config: LoopConfig, recipes: str | Path) -> Path:
         else:
             _say(title)
             _launch(stage, config.accelerate_config, Path(recipes))
-        _write_json(folder / "stages.json", [_record(each) for each in plan])
+        write_json(folder / "stages.json", [_record(each) for each in plan])
     _write_manifest(folder, config, finished=True)
     return folder
 
@@ -286,11 +287,11 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
         command += ["--config", str(path)]
         spent = _state(stage).get("seconds", 0.0)
         state = {"config": stage.config, "command": shlex.join(command), **commit(), "versions": versions()}
-        _write_json(stage.folder / "stage.json", {"status": "started", "seconds": spent, **state})
+        write_json(stage.folder / "stage.json", {"status": "started", "seconds": spent, **state})
         started = time.monotonic()
         code = subprocess.run(command, pass_fds=[lock.fileno()]).returncode
         spent += time.monotonic() - started
-        _write_json(stage.folder / "stage.json", {"status": "failed" if code else "done", "seconds": spent, **state})
+        write_json(stage.folder / "stage.json", {"status": "failed" if code else "done", "seconds": spent, **state})
     if code:
         raise StageError(
             f"stage {stage.name} ended with exit code {code}; its arguments are in {path}. Run the same command again "
@@ -332,10 +333,4 @@ def _write_manifest(folder: Path, config: LoopConfig, finished: bool = False) ->
         "started": before.get("started", now),
         "finished": now if finished else None,
     }
-    _write_json(path, manifest)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(unfinished, path)
+    write_json(path, manifest)

@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..files import write_text
 from .chain import chain_against_direct
 from .gallery import gallery, stage_folder
 from .line import arms, cost, health, label_accuracy, line
@@ -41,7 +41,7 @@ def write_report(run_dir: str | Path) -> Path:
     content = read_run(run_dir)
     for name, environment in (("report.html", _html_environment()), ("report.md", _markdown_environment())):
         text = environment.get_template(f"{name}.jinja").render(content)
-        _replace(run_dir / name, re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text)
+        write_text(run_dir / name, re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text)
     return run_dir / "report.html"
 
 
@@ -188,9 +188,3 @@ def _read_json(path: Path, kind: type) -> Any:
             f"{path} should hold a JSON {'object' if kind is dict else 'array'}, not {type(content).__name__}"
         )
     return content
-
-
-def _replace(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
