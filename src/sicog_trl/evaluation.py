@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What a score depends on besides the weights and the rows.
 _PACKAGES = ("torch", "transformers", "lmms-eval")
-_CODE = ("harness.py", "lmms_wrapper.py", "prompts.py", "responses.py", "digits.py")
+_CODE = ("harness.py", "checkpoints.py", "lmms_wrapper.py", "prompts.py", "responses.py", "digits.py")
 
 
 @dataclass
@@ -124,7 +124,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     scores = collect(output_dir, config, tasks)
     scores["manifest"] = {**manifest(), "seconds": round(time.time() - started, 1), "weights": weights}
     if state.is_main_process:
-        write_json(output_dir / "scores.json", scores)
+        write_json(output_dir / "scores.json", scores, allow_nan=False, default=str)
     return scores
 
 

@@ -70,7 +70,9 @@ def run_task(model: lmms, task: str, output_dir: Path, header: dict[str, Any], l
     }
     result = {"task": task, **header, "scores": {**scores, "n": len(samples)}, "health": health}
     result |= {"manifest": {**manifest(), "seconds": round(time.time() - started, 2)}, "lmms_eval": entry}
-    write_json(folder / f"results_{task}.json", result)  # last: it says that the task is finished
+    write_json(
+        folder / f"results_{task}.json", result, allow_nan=False, default=str
+    )  # last: it says that the task is finished
 
 
 def make_sample(logged: dict[str, Any]) -> Sample:
