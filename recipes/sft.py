@@ -8,7 +8,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser, get_peft_con
 
 from sicog_trl.checkpoints import check_model
 from sicog_trl.data import MixtureConfig
-from sicog_trl.resume import refuse_another_run, settings_of
+from sicog_trl.resume import refuse_other_settings, settings_of
 from sicog_trl.training import (
     FreezeConfig,
     ResumableSFTTrainer,
@@ -40,7 +40,7 @@ def main(
     train_dataset, eval_dataset = training_data("sft", *source, *splits)
     configs = (training_args, script_args, model_args, mixture_args, freeze_args, views_args)
     settings = settings_of(*configs, data=data_fingerprint(*source, *splits))
-    refuse_another_run(training_args.output_dir, settings)
+    refuse_other_settings(training_args.output_dir, settings)
     if finished(training_args.output_dir):
         print(f"{training_args.output_dir} holds a finished model; nothing to do")
         return

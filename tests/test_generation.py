@@ -24,10 +24,11 @@ from trl import TrlParser
 
 from sicog_trl.checkpoints import prepare_for_generation
 from sicog_trl.data import IMAGES_FEATURES, load, save, split_file
+from sicog_trl.files import AnotherRunError
 from sicog_trl.generation import CandidateConfig, Request, Response, TransformersSampler, generate_candidates
 from sicog_trl.generation.candidates import summarize
 from sicog_trl.generation.sampling import SeededSampling, candidate_seed, uniform
-from sicog_trl.generation.shards import PlanMismatchError, remove_unfinished
+from sicog_trl.generation.shards import remove_unfinished
 from sicog_trl.views import light_view
 
 
@@ -215,7 +216,7 @@ def test_half_written_files_are_swept_if_their_process_is_gone(tmp_path, monkeyp
 def test_another_run_in_the_folder_is_refused(change, key, world, tmp_path):
     generate_candidates(load(world), EchoSampler(), config(), tmp_path, "m")
     before = shards(tmp_path)
-    with pytest.raises(PlanMismatchError, match=rf"plan\.json: the run there was started with {key}="):
+    with pytest.raises(AnotherRunError, match=rf"holds another run: {key} is "):
         generate_candidates(load(world), EchoSampler(), config(**change), tmp_path, "m")
     assert shards(tmp_path) == before
 
@@ -223,11 +224,11 @@ def test_another_run_in_the_folder_is_refused(change, key, world, tmp_path):
 def test_other_input_or_model_is_refused(world, tmp_path):
     dataset = load(world)
     generate_candidates(dataset, EchoSampler(), config(), tmp_path, "m")
-    with pytest.raises(PlanMismatchError, match="model='m', now it is 'n'"):
+    with pytest.raises(AnotherRunError, match="model is 'm' there and 'n' here"):
         generate_candidates(dataset, EchoSampler(), config(), tmp_path, "n")
-    with pytest.raises(PlanMismatchError, match="input="):
+    with pytest.raises(AnotherRunError, match="input is"):
         generate_candidates(dataset.select(range(17, -1, -1)), EchoSampler(), config(), tmp_path, "m")
-    with pytest.raises(PlanMismatchError, match=r"dtype=None, now it is 'torch\.bfloat16'"):
+    with pytest.raises(AnotherRunError, match=r"dtype is None there and 'torch\.bfloat16'"):
         generate_candidates(dataset, EchoSampler(), config(), tmp_path, "m", dtype="torch.bfloat16")
 
 
@@ -245,7 +246,7 @@ def test_changed_rows_are_refused(change, tmp_path):
     row = {"id": "a", "images": [{"bytes": png(), "path": "a.png"}]}
     generate_candidates(scenes(row), EchoSampler(), config(), tmp_path, "m")
     generate_candidates(scenes(row), EchoSampler(), config(), tmp_path, "m")
-    with pytest.raises(PlanMismatchError, match="input="):
+    with pytest.raises(AnotherRunError, match="input is"):
         generate_candidates(scenes({**row, **change}), EchoSampler(), config(), tmp_path, "m")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sicog_trl.files import AnotherRunError
 from sicog_trl.loop import LoopConfig, StageError, run, stages
 
 
@@ -156,6 +157,6 @@ def test_a_failed_stage_stops_the_run_and_a_rerun_does_what_is_missing(tmp_path,
 def test_other_arguments_in_the_same_folder_are_refused_by_name(tmp_path, recipes):
     run(small(tmp_path), recipes)
     before = launched(recipes)
-    with pytest.raises(StageError, match=r"stage1: started with max_steps=7, now it is 8"):
+    with pytest.raises(AnotherRunError, match=r"stage1 holds another run: max_steps is 7 there and 8 here"):
         run(small(tmp_path, cognition={"datasets": [{"path": "$run/own"}], "seed": "$seed", "max_steps": 8}), recipes)
     assert launched(recipes) == before

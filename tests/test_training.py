@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 from trl import TrlParser
 
 from sicog_trl.data import load, save
-from sicog_trl.resume import ResumeFix, last_checkpoint, refuse_another_run
+from sicog_trl.resume import ResumeFix, last_checkpoint, refuse_other_settings
 from sicog_trl.training import FreezeConfig, ResumableSFTTrainer, ViewCollator, freeze, parts, parts_table
 from sicog_trl.views import light_view
 
@@ -300,7 +300,7 @@ def test_a_finished_folder_is_left_alone_and_one_of_another_run_refused(trained,
     before = (trained / "model.safetensors").stat().st_mtime_ns
     train("sft", **settings, max_steps=2, logging_first_step=True)
     assert "holds a finished model; nothing to do" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"is \w{16}, this one's is \w{16}; max_steps is 2 there and 3 here"):
+    with pytest.raises(ValueError, match=r"another run: max_steps is 2 there and 3 here"):
         train("sft", **settings, max_steps=3)
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
 
@@ -333,11 +333,11 @@ def test_a_run_is_its_data_and_its_batch_not_its_loader(tmp_path, sft, digits_wo
         train("sft", **settings, dataloader_drop_last=True)
     written = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert written["global_batch_size"] == 4
-    refuse_another_run(tmp_path / "out", written)
+    refuse_other_settings(tmp_path / "out", written)
     with pytest.raises(ValueError, match="global_batch_size is 4 there and 8 here"):
-        refuse_another_run(tmp_path / "out", {**written, "global_batch_size": 8})
+        refuse_other_settings(tmp_path / "out", {**written, "global_batch_size": 8})
     save(load(str(tmp_path / "data")).select(range(41)), tmp_path / "data", "train")
-    with pytest.raises(ValueError, match=r"; data is .* there and .* here"):
+    with pytest.raises(ValueError, match=r": data is .* there and .* here"):
         train("sft", **settings)
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from .data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, writing
-from .files import replacing, write_text
+from .files import claim, replacing, write_text
 from .prompts import prompt_for
 from .responses import final_part, normalize_answer
 from .similarity import embedder, fault_of, self_consistency
@@ -134,6 +134,7 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
     """
     _check(candidates)
     text_only = candidates.select_columns([name for name in candidates.column_names if name != "images"])
+    claim(Path(output_dir, "settings.json"), {"candidates": _fingerprint(text_only), **vars(config)})
     verdicts = [verdict for batch in text_only.iter(_BATCH) for verdict in _judge(_rows(batch), config)]
     _select_rows(verdicts, config)
     kept = [i for i, verdict in enumerate(verdicts) if verdict.reason is None]
@@ -152,6 +153,13 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
         "mean_consistency": float(np.mean([verdicts[i].consistency for i in kept])) if kept else None,
         **health,
     }
+
+
+def _fingerprint(text_only: Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in text_only.with_format("arrow").iter(_BATCH):
+        digest.update(repr(batch.to_pydict()).encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _check(candidates: Dataset) -> None:

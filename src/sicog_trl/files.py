@@ -49,3 +49,32 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, **options: Any) -> None:
     """Write a JSON file in one step or not at all; `options` go to `json.dumps`."""
     write_text(path, json.dumps(content, indent=2, **options) + "\n")
+
+
+class AnotherRunError(ValueError):
+    """A folder holds a run that was started with other settings."""
+
+
+def refuse_another_run(folder: str | Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """
+    Refuse to go on in `folder` if the settings `found` there are not the `wanted` ones.
+
+    Raises:
+        [`AnotherRunError`]: naming the first key that differs, and what to do.
+    """
+    wanted = json.loads(json.dumps(wanted))
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise AnotherRunError(
+                f"{folder} holds another run: {key} is {found.get(key)!r} there and {wanted.get(key)!r} here. Go back "
+                "to that value, choose another output_dir, or delete the folder"
+            )
+
+
+def claim(path: str | Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a run to `path`, or refuse to go on if a run with other settings did so before."""
+    path = Path(path)
+    if path.exists():
+        refuse_another_run(path.parent, json.loads(path.read_text(encoding="utf-8")), settings)
+    else:
+        write_json(path, settings)

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from .files import write_json, write_text
+from .files import refuse_another_run, write_json, write_text
 from .provenance import commit, hardware, versions
 
 
@@ -118,7 +118,7 @@ class Stage:
 
 
 class StageError(RuntimeError):
-    """A stage failed, or the folder of the run holds one that was started with other arguments."""
+    """A stage failed, or another process still runs it."""
 
 
 def stages(config: LoopConfig) -> list[Stage]:
@@ -259,13 +259,7 @@ def _check(stage: Stage) -> None:
     made = {path.name for path in stage.folder.glob("*")} - {"config.yaml", "stage.json"}
     if not state or (state["status"] == "failed" and not made):
         return
-    found = state["config"]
-    for key in sorted(stage.config.keys() | found.keys()):
-        if found.get(key) != stage.config.get(key):
-            raise StageError(
-                f"{stage.folder}: started with {key}={found.get(key)!r}, now it is {stage.config.get(key)!r}; go "
-                "back to that value, choose another output_dir, or delete the folder and those of the stages after it"
-            )
+    refuse_another_run(stage.folder, state["config"], stage.config)
 
 
 def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:

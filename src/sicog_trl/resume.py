@@ -1,6 +1,5 @@
 """Going on with training that was cut off: which checkpoint is whole, whose run it is, weights that come back."""
 
-import hashlib
 import json
 import zipfile
 from dataclasses import fields
@@ -10,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 
-from .files import write_json
+from .files import claim, refuse_another_run
 from .provenance import weights_fingerprint
 
 
@@ -122,42 +121,17 @@ def settings_of(training_args: Any, *configs: Any, **extra: Any) -> dict[str, An
     return json.loads(json.dumps({**settings, **extra}, default=str))
 
 
-def refuse_another_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
-    """
-    Refuse a folder in which a run with other settings was started.
-
-    Args:
-        output_dir (`str` or `Path`):
-            Folder of the run.
-        settings (`dict[str, Any]`):
-            See [`settings_of`].
-
-    Raises:
-        `ValueError`: if the folder holds a run with other settings, data or weights to start from; both fingerprints
-            and the first setting that differs are named.
-    """
+def refuse_other_settings(output_dir: str | Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder in which a run with other settings, data or weights was started; see [`settings_of`]."""
     path = Path(output_dir, SETTINGS)
-    if not path.exists():
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for key in sorted(found.keys() | settings.keys()):
-        if found.get(key) != settings.get(key):
-            raise ValueError(
-                f"{output_dir} holds another run: its fingerprint is {_digest(found)}, this one's is "
-                f"{_digest(settings)}; {key} is {found.get(key)!r} there and {settings.get(key)!r} here. Choose "
-                "another output_dir, or delete that folder."
-            )
+    if path.exists():
+        refuse_another_run(output_dir, json.loads(path.read_text(encoding="utf-8")), settings)
 
 
-def claim(output_dir: str | Path, settings: dict[str, Any]) -> None:
+def claim_folder(output_dir: str | Path, settings: dict[str, Any]) -> None:
     """Write down what the run in `output_dir` is, or refuse the folder if another run works there."""
-    refuse_another_run(output_dir, settings)
+    refuse_other_settings(output_dir, settings)
     state = PartialState()
     state.wait_for_everyone()
-    path = Path(output_dir, SETTINGS)
-    if state.is_main_process and not path.exists():
-        write_json(path, settings)
-
-
-def _digest(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    if state.is_main_process:
+        claim(Path(output_dir, SETTINGS), settings)

@@ -17,7 +17,7 @@ from trl import DPOTrainer, SFTTrainer
 
 from .files import write_json
 from .provenance import versions
-from .resume import ResumeFix, claim, last_checkpoint
+from .resume import ResumeFix, claim_folder, last_checkpoint
 from .training_data import TEXTS, preview
 from .views import VIEWS
 
@@ -244,7 +244,8 @@ def train_and_save(
     args = trainer.args
     say = trainer.accelerator.print
     say(f"{parts_table(trainer.model)}\n\n{preview(trainer, trainer.train_dataset)}\n", flush=True)
-    claim(args.output_dir, settings)  # not before: what fails above leaves no trace that would refuse the next try
+    # not before: what fails above leaves no trace that would refuse the next try
+    claim_folder(args.output_dir, settings)
     # the trainer's own count survives a resume, TRL's `num_tokens` begins at zero again
     args.include_num_input_tokens_seen = "non_padding"
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)

@@ -4,7 +4,6 @@ So a run can be killed at any moment and started again, by one process or by man
 there is to do, and two workers that make the same shard write the same bytes to the same name.
 """
 
-import json
 import os
 import socket
 from dataclasses import dataclass
@@ -14,11 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import replacing, write_json
-
-
-class PlanMismatchError(ValueError):
-    """The output folder holds a run that was started with other settings."""
+from ..files import claim, replacing
 
 
 @dataclass(frozen=True)
@@ -72,21 +67,9 @@ def make_plan(output_dir: str | Path, num_rows: int, rows_per_shard: int, finger
             Everything that decides the text of the candidates. Engine, batch size and number of workers do not.
 
     Raises:
-        [`PlanMismatchError`]: if the run in the folder was started with another fingerprint.
+        [`AnotherRunError`]: if the run in the folder was started with another fingerprint.
     """
-    path = Path(output_dir, "plan.json")
-    wanted = {"num_rows": num_rows, "rows_per_shard": rows_per_shard, **fingerprint}
-    wanted = json.loads(json.dumps(wanted, sort_keys=True))
-    if path.exists():
-        found = json.loads(path.read_text())
-        for key in sorted(wanted.keys() | found.keys()):
-            if wanted.get(key) != found.get(key):
-                raise PlanMismatchError(
-                    f"{path}: the run there was started with {key}={found.get(key)!r}, now it is {wanted.get(key)!r}; "
-                    "go back to that value, or choose another output_dir"
-                )
-    else:
-        write_json(path, wanted, sort_keys=True)
+    claim(Path(output_dir, "plan.json"), {"num_rows": num_rows, "rows_per_shard": rows_per_shard, **fingerprint})
     return Plan(Path(output_dir), num_rows, rows_per_shard)
 
 
