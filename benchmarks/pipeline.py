@@ -27,7 +27,7 @@ from trl import SFTConfig
 from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import CANDIDATES_FEATURES, load, save
 from sicog_trl.digits import annotated_pool, unlabelled_pool
-from sicog_trl.digits_model import build_model
+from sicog_trl.digits.model import build_model
 from sicog_trl.files import write_json
 from sicog_trl.generation.sampling import Request, candidate_seed
 from sicog_trl.generation.transformers_sampler import TransformersSampler

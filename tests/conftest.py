@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(scope="session")
 def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The learner of the digits world with random weights; a folder."""
-    from sicog_trl.digits_model import build_model
+    from sicog_trl.digits.model import build_model
 
     folder = tmp_path_factory.mktemp("digits_model")
     build_model(folder)

@@ -31,7 +31,7 @@ from sicog_trl.digits import (
     split_scans,
     unlabelled_pool,
 )
-from sicog_trl.digits_model import IMAGE_TOKEN, build_model
+from sicog_trl.digits.model import IMAGE_TOKEN, build_model
 from sicog_trl.generation import Request, TransformersSampler
 from sicog_trl.prompts import STEPS, prompt_for, task_of
 from sicog_trl.responses import final_part, normalize_answer, split_steps

@@ -12,7 +12,7 @@ from PIL import Image
 from sicog_trl.checkpoints import resolve_adapter
 from sicog_trl.data import IMAGES_FEATURES, save
 from sicog_trl.digits import evaluation_pool
-from sicog_trl.digits_model import build_model
+from sicog_trl.digits.model import build_model
 from sicog_trl.evaluation import EvaluationConfig, collect, conditions_of, evaluate
 from sicog_trl.responses import build_steps
 from sicog_trl.tasks import SUITES, TASKS, select_tasks, write_task_files

@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from sicog_trl.data import save
 from sicog_trl.digits import annotated_pool, evaluation_pool, preference_pool, unlabelled_pool
-from sicog_trl.digits_model import build_model, build_processor, warm_up_tower
+from sicog_trl.digits.model import build_model, build_processor, warm_up_tower
 
 
 @dataclass

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What a score depends on besides the weights and the rows.
 _PACKAGES = ("torch", "transformers", "lmms-eval")
-_CODE = ("harness.py", "checkpoints.py", "lmms_wrapper.py", "prompts.py", "responses.py", "digits.py")
+_CODE = ("harness.py", "checkpoints.py", "lmms_wrapper.py", "prompts.py", "responses.py", "digits/texts.py")
 
 
 @dataclass

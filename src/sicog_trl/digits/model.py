@@ -22,8 +22,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from .digits import BACKGROUNDS, CELL, CELLS, COLOURS, DIGITS, NUMBERS, annotated_pool, read_objects
-from .views import light_view
+from ..views import light_view
+from .pools import annotated_pool
+from .scenes import BACKGROUNDS, CELL, CELLS, COLOURS, DIGITS, NUMBERS
+from .texts import read_objects
 
 
 IMAGE_TOKEN = "<image>"
