@@ -3,7 +3,7 @@
 import hashlib
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 
 def identity(image: dict | None) -> str | None:
@@ -26,10 +26,19 @@ def open_image(image: dict | None, max_pixels: int | None = None) -> Image.Image
     if image is None or (image["bytes"] is None and image["path"] is None):
         raise ValueError("neither bytes nor path")
     source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-    with Image.open(source) as opened:
-        opened.load()
-        picture = ImageOps.exif_transpose(opened).convert("RGB")  # upright, as `datasets` shows it to training
+    # Some libraries turn this on for the whole process; a picture of which half is missing must not pass as one.
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        picture = _decode(source)
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
     if max_pixels and picture.width * picture.height > max_pixels:
         scale = (max_pixels / (picture.width * picture.height)) ** 0.5
         picture = picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
     return picture
+
+
+def _decode(source: io.BytesIO | str) -> Image.Image:
+    with Image.open(source) as opened:
+        opened.load()
+        return ImageOps.exif_transpose(opened).convert("RGB")  # upright, as `datasets` shows it to training
