@@ -4,12 +4,13 @@ Train a vision-language model on preference pairs (`images`, `prompt`, `chosen`,
 accelerate launch recipes/dpo.py --config recipes/digits/dpo.yaml
 """
 
-from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from sicog_trl.checkpoints import check_model
 from sicog_trl.data import MixtureConfig
+from sicog_trl.freezing import FreezeConfig, freeze
 from sicog_trl.resume import refuse_other_settings, settings_of
-from sicog_trl.training import FreezeConfig, ResumableDPOTrainer, finished, freeze, train_and_save
+from sicog_trl.training import ResumableDPOTrainer, finished, train_and_save, trainer_inputs
 from sicog_trl.training_data import data_fingerprint, refuse_placeholders, training_data
 
 
@@ -37,21 +38,7 @@ def main(
         return
     for dataset in (train_dataset, eval_dataset):
         refuse_placeholders(dataset, model_args.model_name_or_path, model_args.model_revision)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-    # By name, not as an instance: TRL loads the reference model from that name, and it must be this very model.
-    trainer = ResumableDPOTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        peft_config=get_peft_config(model_args),
-        quantization_config=get_quantization_config(model_args),
-    )
+    trainer = ResumableDPOTrainer(**trainer_inputs(training_args, model_args, train_dataset, eval_dataset))
     freeze(trainer.model, freeze_args)
     train_and_save(trainer, settings, script_args.dataset_name)
 

@@ -4,19 +4,19 @@ Fine-tune a vision-language model on prompt-completion data: alignment, stage 1,
 accelerate launch recipes/sft.py --config recipes/digits/sft.yaml
 """
 
-from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from sicog_trl.checkpoints import check_model
 from sicog_trl.data import MixtureConfig
+from sicog_trl.freezing import FreezeConfig, freeze
 from sicog_trl.resume import refuse_other_settings, settings_of
 from sicog_trl.training import (
-    FreezeConfig,
     ResumableSFTTrainer,
     ViewsConfig,
     finished,
-    freeze,
     show_views,
     train_and_save,
+    trainer_inputs,
 )
 from sicog_trl.training_data import data_fingerprint, refuse_placeholders, training_data
 
@@ -46,20 +46,7 @@ def main(
         return
     for dataset in (train_dataset, eval_dataset):
         refuse_placeholders(dataset, model_args.model_name_or_path, model_args.model_revision)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-    trainer = ResumableSFTTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        peft_config=get_peft_config(model_args),
-        quantization_config=get_quantization_config(model_args),
-    )
+    trainer = ResumableSFTTrainer(**trainer_inputs(training_args, model_args, train_dataset, eval_dataset))
     freeze(trainer.model, freeze_args)
     show_views(trainer, views_args)
     train_and_save(trainer, settings, script_args.dataset_name)

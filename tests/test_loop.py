@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from sicog_trl.files import AnotherRunError
-from sicog_trl.loop import LoopConfig, StageError, run, stages
+from sicog_trl.loop import StageError, run
+from sicog_trl.stages import LoopConfig, stages
 
 
 ROOT = Path(__file__).parent.parent

@@ -19,8 +19,9 @@ from transformers import AutoModelForImageTextToText
 from trl import TrlParser
 
 from sicog_trl.data import load, save
+from sicog_trl.freezing import FreezeConfig, freeze, parts, parts_table
 from sicog_trl.resume import ResumeFix, last_checkpoint, refuse_other_settings
-from sicog_trl.training import FreezeConfig, ResumableSFTTrainer, ViewCollator, freeze, parts, parts_table
+from sicog_trl.training import ResumableSFTTrainer, ViewCollator
 from sicog_trl.views import light_view
 
 

@@ -1,4 +1,4 @@
-"""What TRL lacks: freezing by part, views of the images, batches of like length, a look at the data, a record."""
+"""What TRL lacks: views of the images, batches of like length, weights that come back, a record."""
 
 import json
 import time
@@ -13,42 +13,22 @@ from datasets import Dataset
 from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
-from trl import DPOTrainer, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    ModelConfig,
+    SFTConfig,
+    SFTTrainer,
+    get_peft_config,
+    get_quantization_config,
+)
 
 from .files import write_json
+from .freezing import parts_table
 from .provenance import versions
 from .resume import ResumeFix, claim_folder, last_checkpoint
 from .training_data import TEXTS, preview
 from .views import VIEWS
-
-
-# Part -> where architectures keep it, below the base model. The projector of Qwen's models stands inside the tower.
-PARTS = {
-    "multi_modal_projector": (
-        "multi_modal_projector",
-        "connector",
-        "visual.merger",
-        "visual.deepstack_merger_list",
-        "merger",
-    ),
-    "vision_tower": ("vision_tower", "visual", "vision_model"),
-    "language_model": ("language_model", "text_model", "lm_head"),
-}
-
-
-@dataclass
-class FreezeConfig:
-    """
-    Parts that do not train.
-
-    Args:
-        freeze_vision_tower, freeze_multi_modal_projector, freeze_language_model (`bool`, *optional*):
-            The part keeps its weights, adapters on it included. The output head counts with the language model.
-    """
-
-    freeze_vision_tower: bool = field(default=False, metadata={"help": "Keep the vision tower as it is."})
-    freeze_multi_modal_projector: bool = field(default=False, metadata={"help": "Keep the projector as it is."})
-    freeze_language_model: bool = field(default=False, metadata={"help": "Keep the language model as it is."})
 
 
 @dataclass
@@ -68,48 +48,6 @@ class ViewsConfig:
     def __post_init__(self) -> None:
         if self.image_views is not None and self.image_views not in VIEWS:
             raise ValueError(f"image_views is one of {', '.join(VIEWS)}, got {self.image_views!r}")
-
-
-def parts(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
-    """Sort the parameters of `model`, wrapped by PEFT or not, into the parts of [`PARTS`] and `other`."""
-    found: dict[str, list[torch.nn.Parameter]] = {part: [] for part in [*PARTS, "other"]}
-    for name, parameter in model.named_parameters():
-        path = name.removeprefix("base_model.model.").removeprefix("model.")
-        owners = (part for part, places in PARTS.items() if path.startswith(tuple(f"{place}." for place in places)))
-        found[next(owners, "other")].append(parameter)
-    return found
-
-
-def freeze(model: torch.nn.Module, config: FreezeConfig) -> None:
-    """
-    Stop the named parts of `model` from training.
-
-    Raises:
-        `ValueError`: if the architecture keeps a part in none of the known places.
-    """
-    found = parts(model)
-    for part, places in PARTS.items():
-        if getattr(config, f"freeze_{part}"):
-            if not found[part]:
-                raise ValueError(
-                    f"freeze_{part}: {type(model).__name__} has none of {', '.join(places)}; leave the key out, or "
-                    "add the place to sicog_trl.training.PARTS"
-                )
-            for parameter in found[part]:
-                parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("nothing is left to train: every part is frozen")
-
-
-def parts_table(model: torch.nn.Module) -> str:
-    """Return a table of the parts of `model`, their parameters and how many of them train."""
-    rows = [f"{'part':22}  {'parameters':>14}  {'trainable':>14}"]
-    for part, parameters in parts(model).items():
-        sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # ZeRO-3 keeps shards
-        trained = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
-        if sizes:
-            rows.append(f"{part:22}  {sum(sizes):>14,}  {trained:>14,}")
-    return "\n".join(rows)
 
 
 class _VisionTraining(ResumeFix):
@@ -216,6 +154,31 @@ def show_views(trainer: SFTTrainer | DPOTrainer, config: ViewsConfig) -> None:
         trainer.data_collator, VIEWS[config.image_views], trainer.args.seed, trainer.args.process_index
     )
     trainer.add_callback(_StartEpoch(trainer.train_collator))
+
+
+def trainer_inputs(
+    args: SFTConfig | DPOConfig, model_args: ModelConfig, train_dataset: Dataset, eval_dataset: Dataset | None
+) -> dict[str, Any]:
+    """
+    Return the arguments that TRL's trainers share.
+
+    The model is handed over by name, not as an instance: DPOTrainer loads its reference from that name, and it must be
+    this very model.
+    """
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    return {
+        "model": model_args.model_name_or_path,
+        "args": args,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "peft_config": get_peft_config(model_args),
+        "quantization_config": get_quantization_config(model_args),
+    }
 
 
 def finished(output_dir: str | Path) -> bool:
