@@ -13,11 +13,18 @@ from scipy.sparse import csr_matrix
 from trl.data_utils import is_conversational
 
 from sicog_trl import curation
-from sicog_trl.curation import CurationConfig, curate, fault_of, self_consistency
+from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, load, split_file
+from sicog_trl.files import AnotherRunError
 from sicog_trl.prompts import prompt_for
 from sicog_trl.responses import build_steps
-from sicog_trl.similarity import decisive_words, embedder, mean_similarity_to_others
+from sicog_trl.similarity import (
+    decisive_words,
+    embedder,
+    fault_of,
+    mean_similarity_to_others,
+    self_consistency,
+)
 
 
 GARBAGE = {"bytes": b"this is no image", "path": None}
@@ -416,3 +423,21 @@ def test_unusable_input_is_refused(mixed, tmp_path):
             CurationConfig(**options)
     with pytest.raises(ValueError, match="unknown similarity 'x'"):
         curate(mixed, CurationConfig(similarity="x"), tmp_path)
+
+
+def test_a_folder_belongs_to_one_curation_and_a_failed_try_leaves_no_trace(mixed, tmp_path):
+    with pytest.raises(ValueError, match=r"description_accuracy: cannot import 'no\.such'"):
+        curate(mixed, CurationConfig(description_accuracy="no.such"), tmp_path)
+    curate(mixed, CurationConfig(keep=0.5), tmp_path)
+    before = (tmp_path / "data" / "curated-00000-of-00001.parquet").read_bytes()
+    with pytest.raises(AnotherRunError, match=r"keep is 0\.5 there and 0\.9 here"):
+        curate(mixed, CurationConfig(keep=0.9), tmp_path)
+    with pytest.raises(AnotherRunError, match="candidates is"):
+        curate(mixed.select(range(3)), CurationConfig(keep=0.5), tmp_path)
+    curate(mixed, CurationConfig(keep=0.5), tmp_path)
+    assert (tmp_path / "data" / "curated-00000-of-00001.parquet").read_bytes() == before
+
+
+def test_no_candidates_are_refused(mixed, tmp_path):
+    with pytest.raises(ValueError, match="no rows; there is nothing to curate"):
+        curate(mixed.select([]), CurationConfig(), tmp_path)

@@ -134,9 +134,10 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
     """
     _check(candidates)
     text_only = candidates.select_columns([name for name in candidates.column_names if name != "images"])
-    claim(Path(output_dir, "settings.json"), {"candidates": _fingerprint(text_only), **vars(config)})
     verdicts = [verdict for batch in text_only.iter(_BATCH) for verdict in _judge(_rows(batch), config)]
     _select_rows(verdicts, config)
+    # Not before: what fails above leaves no trace that would refuse the next try.
+    claim(Path(output_dir, "settings.json"), {"candidates": _fingerprint(text_only), **vars(config)})
     kept = [i for i, verdict in enumerate(verdicts) if verdict.reason is None]
     dropped = [i for i, verdict in enumerate(verdicts) if verdict.reason is not None]
     health = _write(candidates, kept, verdicts, _curated, CURATED_FEATURES, output_dir, "curated", config)
