@@ -1,5 +1,6 @@
 """The loop: which stages with which arguments, what is skipped, what is refused."""
 
+import fcntl
 import json
 import sys
 from pathlib import Path
@@ -161,3 +162,35 @@ def test_other_arguments_in_the_same_folder_are_refused_by_name(tmp_path, recipe
     with pytest.raises(AnotherRunError, match=r"stage1 holds another run: max_steps is 7 there and 8 here"):
         run(small(tmp_path, cognition={"datasets": [{"path": "$run/own"}], "seed": "$seed", "max_steps": 8}), recipes)
     assert launched(recipes) == before
+
+
+def test_a_stage_that_failed_before_it_made_anything_may_be_corrected(tmp_path, recipes):
+    (recipes / "fail").write_text("curate")
+    with pytest.raises(StageError, match="curate ended with exit code"):
+        run(small(tmp_path, curate={"similarity": "word_nrgam"}), recipes)
+    (recipes / "fail").write_text("")
+    folder = run(small(tmp_path, curate={"similarity": "word_ngram"}), recipes)
+    state = json.loads((folder / "sicog/round-1/curate/stage.json").read_text())
+    assert state["status"] == "done" and state["config"]["similarity"] == "word_ngram"
+    assert {"commit", "versions", "command"} <= state.keys()
+
+
+def test_a_stage_that_is_still_running_is_not_started_twice(tmp_path, recipes):
+    folder = tmp_path / "run" / "stage1"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StageError, match="still running in another process"):
+            run(small(tmp_path), recipes)
+    run(small(tmp_path), recipes)
+
+
+def test_arms_are_equal_in_steps_or_refused(tmp_path):
+    with pytest.raises(ValueError, match="pretrain: give `max_steps`"):
+        stages(config(tmp_path, pretrain={"datasets": [{"path": "$curated"}, {"path": "own"}], "num_train_epochs": 1}))
+    with pytest.raises(ValueError, match="`annotated_only` needs a source"):
+        stages(config(tmp_path, pretrain={"datasets": [{"path": "$curated"}], "max_steps": 5}))
+    with pytest.raises(ValueError, match="rounds is at least 1"):
+        config(tmp_path, rounds=0, keep=None)
+    with pytest.raises(ValueError, match="'world' does not name its `recipe`"):
+        config(tmp_path, prepare={"world": {"seed": 1}})

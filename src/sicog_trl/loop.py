@@ -67,7 +67,7 @@ def _state(stage: Stage) -> dict[str, Any]:
 def _check(stage: Stage) -> None:
     """Refuse to go on with a stage that was started with other arguments, unless it failed before it made anything."""
     state = _state(stage)
-    made = {path.name for path in stage.folder.glob("*")} - {"config.yaml", "stage.json"}
+    made = {path.name for path in stage.folder.glob("*")} - {"config.yaml", "stage.json", ".lock"}
     if not state or (state["status"] == "failed" and not made):
         return
     refuse_another_run(stage.folder, state["config"], stage.config)
