@@ -70,6 +70,10 @@ class LoopConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds is at least 1, got {self.rounds}")
+        if unnamed := [name for name, section in self.prepare.items() if "recipe" not in section]:
+            raise ValueError(f"prepare: {unnamed[0]!r} does not name its `recipe`")
         if unknown := [control for control in self.controls if control not in CONTROLS]:
             raise ValueError(f"controls: unknown {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
         if self.keep is not None and len(self.keep) != self.rounds:
