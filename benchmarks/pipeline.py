@@ -32,7 +32,7 @@ from sicog_trl.files import write_json
 from sicog_trl.generation.sampling import Request, candidate_seed
 from sicog_trl.generation.transformers_sampler import TransformersSampler
 from sicog_trl.prompts import prompt_for
-from sicog_trl.provenance import commit, hardware, versions
+from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table
 from sicog_trl.training import ResumableSFTTrainer, ViewsConfig, show_views
 
@@ -183,8 +183,8 @@ def main(size: dict[str, Any], output_dir: Path | None) -> dict[str, Any]:
         shown = [f"{side['per_second']:,.1f} {unit}" for side in (before, after)]
         rows.append([stage, first, shown[0], second, shown[1], f"{ratio:.2f}"])
     print(aligned_table(["stage", "this", "makes", "that", "makes", "that : this"], rows, left=2))
-    machine = {"hardware": hardware(), "threads": torch.get_num_threads(), "load_before": load_before}
-    result = {"benchmark": "pipeline", **found, **commit(), "versions": versions(), **machine, "size": size}
+    machine = {"threads": torch.get_num_threads(), "load_before": load_before}
+    result = {"benchmark": "pipeline", **found, **made_by(), **machine, "size": size}
     if output_dir:
         write_json(output_dir / "pipeline.json", result)
     return result

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from sicog_trl.comparison import compare_scores, pair, read_samples
 from sicog_trl.files import write_json, write_text
-from sicog_trl.provenance import commit, hardware, versions
+from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table, summary_table
 from sicog_trl.report.line import counts_of
 from sicog_trl.report.sections import (
@@ -249,7 +249,7 @@ def main(folders: list[Path], output_dir: Path | None, num_resamples: int) -> di
     """Gather, print, write `study.json` and `study.md` if there is an `output_dir`, and return the headline."""
     runs = find_runs(folders)
     scores = gather(runs, num_resamples)
-    made = {"gathered": {**commit(), "versions": versions(), "hardware": hardware(), "num_resamples": num_resamples}}
+    made = {"gathered": {**made_by(), "num_resamples": num_resamples}}
     made["runs"] = {str(seed): describe_run(run) for seed, run in runs.items()}
     study = {"verdict": say(scores), "caveats": caveats(made["runs"]), "seeds": list(runs), **scores}
     study |= {"labels": label_rows(runs), **made}

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.evaluation import EvaluationConfig, evaluate
+from sicog_trl.report import aligned_table
 from sicog_trl.tasks import TASKS
 
 
@@ -19,28 +20,21 @@ ARGUMENTS = (EvaluationConfig,)
 def table(scores: dict[str, Any]) -> str:
     """Return the headline metric of each task and model in points, and the differences with their intervals."""
     models = list(scores["models"])
-    rows = [["task", "metric", "n", *models]]
+    rows = []
     for task in scores["models"][models[0]]:
         metric = TASKS[task].metrics[0]
         found = [scores["models"][model][task] for model in models]
         rows.append([task, metric, str(found[0]["n"]), *(f"{100 * entry[metric]:.1f}" for entry in found)])
-    blocks = [_align(rows)]
+    blocks = [aligned_table(["task", "metric", "n", *models], rows, left=2)]
     for before, after in dict.fromkeys((entry["before"], entry["after"]) for entry in scores["comparisons"]):
-        rows = [[f"{after} - {before}", "metric", "points", "95 % interval", "fixed", "broken", "p"]]
+        header, rows = [f"{after} - {before}", "metric", "points", "95 % interval", "fixed", "broken", "p"], []
         for entry in scores["comparisons"]:
             if (entry["before"], entry["after"]) == (before, after):
                 points, low, high = (f"{100 * entry[key]:+.1f}" for key in ("difference", "low", "high"))
                 changes = [str(entry["fixed"]), str(entry["broken"]), f"{entry['p']:.3g}"]
                 rows.append([entry["task"], entry["metric"], points, f"[{low}, {high}]", *changes])
-        blocks.append(_align(rows))
+        blocks.append(aligned_table(header, rows, left=2))
     return "\n\n".join(blocks)
-
-
-def _align(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def main(config: EvaluationConfig) -> None:

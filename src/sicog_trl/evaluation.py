@@ -20,7 +20,7 @@ from .checkpoints import model_fingerprint
 from .comparison import compare, read_samples
 from .data import num_rows
 from .files import write_json
-from .provenance import commit, hardware, versions
+from .provenance import hardware, made_by, versions
 from .tasks import FOLDER, Task, data_files, hash_files, select_tasks, write_task_files
 
 
@@ -213,4 +213,4 @@ def collect(output_dir: Path, config: EvaluationConfig, tasks: dict[str, Task]) 
 def manifest() -> dict[str, Any]:
     """Return what a result should name: command, versions, commit, hardware, time."""
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"command": shlex.join(sys.argv), "date": when, "versions": versions(), **commit(), "hardware": hardware()}
+    return {"command": shlex.join(sys.argv), "date": when, **made_by()}

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from .files import refuse_another_run, write_json, write_text
-from .provenance import commit, hardware, versions
+from .provenance import commit, made_by, versions
 from .stages import LoopConfig, Stage, stages
 
 
@@ -78,15 +78,13 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
     path = stage.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(stage.folder / ".lock", "w") as lock:
-        # The process of the stage inherits the lock: killing this one alone does not let a second one in.
-        os.set_inheritable(lock.fileno(), True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StageError(
                 f"{stage.folder}: the stage is still running in another process; wait or stop it"
             ) from None
-        path.write_text(yaml.safe_dump(stage.config, sort_keys=False))
+        write_text(path, yaml.safe_dump(stage.config, sort_keys=False))
         script = str(recipes / stage.recipe)
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config, script]
         command += ["--config", str(path)]
@@ -94,6 +92,7 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
         state = {"config": stage.config, "command": shlex.join(command), **commit(), "versions": versions()}
         write_json(stage.folder / "stage.json", {"status": "started", "seconds": spent, **state})
         started = time.monotonic()
+        # The process of the stage inherits the lock: killing this one alone does not let a second one in.
         code = subprocess.run(command, pass_fds=[lock.fileno()]).returncode
         spent += time.monotonic() - started
         write_json(stage.folder / "stage.json", {"status": "failed" if code else "done", "seconds": spent, **state})
@@ -131,9 +130,7 @@ def _write_manifest(folder: Path, config: LoopConfig, finished: bool = False) ->
     before = json.loads(path.read_text()) if path.exists() else {}
     manifest = {
         "command": shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        **commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        **made_by(),
         "seed": config.seed,
         "started": before.get("started", now),
         "finished": now if finished else None,

@@ -76,3 +76,8 @@ def commit() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
     return {"commit": head.stdout.strip(), "dirty": bool(changes.stdout.strip())}
+
+
+def made_by() -> dict[str, Any]:
+    """Return what a result should name: `commit`, `dirty`, `versions` and `hardware`."""
+    return {**commit(), "versions": versions(), "hardware": hardware()}

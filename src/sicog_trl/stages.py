@@ -16,7 +16,8 @@ import yaml
 
 
 ARM = "sicog"
-CONTROLS = ("annotated_only", "random_candidate", "oracle")
+# Control -> how it chooses from the candidates of the main arm; `None` trains on no self-generated data.
+CONTROLS = {"annotated_only": None, "random_candidate": "random", "oracle": "oracle"}
 CURATED = "$curated"
 
 
@@ -150,7 +151,7 @@ def _rounds(config: LoopConfig, arm: str, known: dict[str, Any]) -> Iterator[Sta
             if config.keep:
                 arguments["keep"] = config.keep[number - 1]
             if arm != ARM:
-                arguments["strategy"] = {"random_candidate": "random", "oracle": "oracle"}[arm]
+                arguments["strategy"] = CONTROLS[arm]
             yield _stage(f"{folder}/curate", "curate.py", arguments, own, **place)
         for name, section in (("pretrain", config.pretrain), ("instruct", config.instruct)):
             if not section:
