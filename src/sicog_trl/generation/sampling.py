@@ -1,9 +1,9 @@
 """What a sampler is asked and what it answers, and random numbers that belong to a candidate, not to a process."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,26 +22,60 @@ class Request:
         prompt (`str`):
             Text of the user turn, without image placeholders.
         seeds (`list[int]`):
-            One seed per candidate.
+            One seed per candidate, each one more than the one before.
+        stored (`list[dict]`, *optional*):
+            For each image what the dataset holds of it (`bytes` or `path`), if its pixels are the very ones that the
+            model shall see, or else `None`; lets a sampler send a file as it is. Empty means none of them.
     """
 
     images: list[Image]
     prompt: str
     seeds: list[int]
+    stored: list[dict[str, Any] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Response:
-    """One candidate: its text, why it ended (`"stop"` or `"length"`) and its number of tokens."""
+    """
+    One candidate.
+
+    Args:
+        text (`str`):
+            What the model wrote.
+        finish_reason (`str`):
+            Why it ended: `"stop"`, `"length"`, or what else a server calls it.
+        num_tokens (`int`, *optional*):
+            Length in tokens; `None` if a server does not tell.
+    """
 
     text: str
     finish_reason: str
-    num_tokens: int
+    num_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """
+    A request that has no answer and will have none if it is asked again.
+
+    Args:
+        reason (`str`):
+            One word that the row is dropped for, such as `"refused"`.
+        message (`str`):
+            What happened, for a person.
+    """
+
+    reason: str
+    message: str
 
 
 class Sampler(Protocol):
     """
-    Anything that answers requests; the order of the answers is the order of the requests and of their seeds.
+    Anything that answers requests.
+
+    What concerns one request alone (an image that the processor refuses, a prompt that is too long) is a [`Failure`] of
+    that request; what concerns all of them (a server that is gone, a full memory) is an exception: the shard is not
+    published, and a later run makes it.
 
     Attributes:
         placeholders (`tuple[str, ...]`):
@@ -50,8 +84,8 @@ class Sampler(Protocol):
 
     placeholders: tuple[str, ...]
 
-    def sample(self, requests: Sequence[Request]) -> list[list[Response]]:
-        """Return one list of responses per request, one response per seed."""
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
+        """Yield, in any order, the number of each request with one response per seed, or with why it has none."""
         ...
 
 

@@ -1,13 +1,13 @@
 """The embedded sampler: `generate` of Transformers, batched, every candidate with its own random stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import BatchFeature, LogitsProcessorList
 from trl.data_utils import prepare_multimodal_messages
 
 from ..checkpoints import load_for_generation, placeholders, prepare_for_generation
-from .sampling import Request, Response, SeededSampling
+from .sampling import Failure, Request, Response, SeededSampling
 
 
 class TransformersSampler:
@@ -68,26 +68,35 @@ class TransformersSampler:
         messages = prepare_multimodal_messages([{"role": "user", "content": request.prompt}], images=request.images)
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    def sample(self, requests: Sequence[Request]) -> list[list[Response]]:
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
         """See [`Sampler`]. Requests of like length share a batch, so that little is padded."""
         prompts = [self.render(request) for request in requests]
         # Processors do not take rows with and without images together.
         kinds = [(len(request.seeds), bool(request.images)) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: (kinds[i], len(prompts[i])))
-        responses: list[list[Response]] = [[] for _ in requests]
         start = 0
         while start < len(order):
             kind = num_candidates, _ = kinds[order[start]]
             batch = order[start : start + max(1, self.batch_size // num_candidates)]
             batch = [i for i in batch if kinds[i] == kind]
-            answers = self._generate([requests[i] for i in batch], [prompts[i] for i in batch], num_candidates)
-            for i, answer in zip(batch, answers, strict=True):
-                responses[i] = answer
+            yield from self._answer(batch, [requests[i] for i in batch], [prompts[i] for i in batch])
             start += len(batch)
-        return responses
 
-    @torch.inference_mode()
-    def _generate(self, requests: list[Request], prompts: list[str], num_candidates: int) -> list[list[Response]]:
+    def _answer(
+        self, numbers: list[int], requests: list[Request], prompts: list[str]
+    ) -> Iterator[tuple[int, list[Response] | Failure]]:
+        try:
+            inputs = self._encode(requests, prompts)
+        except Exception as error:  # a processor says in its own way that it cannot take an image (too thin, too small)
+            if len(numbers) == 1:
+                yield numbers[0], Failure("refused", f"the processor cannot take it: {type(error).__name__}: {error}")
+                return
+            for number, request, prompt in zip(numbers, requests, prompts, strict=True):
+                yield from self._answer([number], [request], [prompt])
+            return
+        yield from zip(numbers, self._generate(inputs, [request.seeds for request in requests]), strict=True)
+
+    def _encode(self, requests: list[Request], prompts: list[str]) -> BatchFeature:
         images = [request.images for request in requests]
         inputs = self.processor(
             images=images if any(images) else None,
@@ -96,10 +105,13 @@ class TransformersSampler:
             padding_side="left",
             add_special_tokens=False,  # the chat template wrote them
             return_tensors="pt",
-        ).to(self.model.device, dtype=self.model.dtype)
-        length = inputs["input_ids"].shape[1]
-        seeds = [seed for request in requests for seed in request.seeds]
-        sampling = SeededSampling(seeds, length, self.temperature, self.top_p)
+        )
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    @torch.inference_mode()
+    def _generate(self, inputs: BatchFeature, seeds: list[list[int]]) -> list[list[Response]]:
+        length, num_candidates = inputs["input_ids"].shape[1], len(seeds[0])
+        sampling = SeededSampling([seed for row in seeds for seed in row], length, self.temperature, self.top_p)
         output = self.model.generate(
             **inputs, num_return_sequences=num_candidates, logits_processor=LogitsProcessorList([sampling])
         )
