@@ -58,8 +58,8 @@ class StubServer(ThreadingHTTPServer):
         fault (`Callable[[str], str | None]`):
             Says for the prompt of each chat request what goes wrong: `"slow"`, `"cut"` (half a body), `"invalid"`
             (no JSON), `"page"` (a web page), `"error"` (an error with status 200), `"short"` and `"long"` (a candidate
-            less or more), `"reversed"` (candidates), `"null"` (content and finish reason), `"dead"` (from now on), or
-            a status such as `"429"`.
+            less or more), `"reversed"` and `"unnumbered"` (candidates), `"null"` (content and finish reason),
+            `"dead"` (from now on), or a status such as `"429"`.
         requests (`list[dict]`):
             Payloads of the chat requests, as they came.
         most_at_once (`int`):
@@ -194,6 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
             body["choices"].append({**body["choices"][-1], "index": len(body["choices"])})
         elif fault == "reversed":
             body["choices"].reverse()
+        elif fault == "unnumbered":
+            for choice in body["choices"]:
+                choice["index"] = 0
         elif fault == "null":
             for choice in body["choices"]:
                 choice["message"]["content"] = choice["finish_reason"] = None

@@ -138,7 +138,7 @@ class OpenAISampler:
                     self._count(answer)
                     yield number, answer
             finally:
-                for future in running:
+                for future in running:  # before the connections are closed under them
                     future.cancel()
 
     def _connect(self) -> OpenAIServer:
@@ -195,8 +195,8 @@ class OpenAISampler:
         if data is None and (path is None or not Path(path).is_file()):  # a path can also lead into an archive
             return _data_url("image/png", _png(image))
         with Image.open(path if data is None else io.BytesIO(data)) as opened:  # reads no more than the header
-            kind, mode = opened.get_format_mimetype(), opened.mode
-        if kind not in SENT_AS_STORED or mode not in ("RGB", "L"):  # vLLM puts white where the others are transparent
+            kind = opened.get_format_mimetype()
+        if kind not in SENT_AS_STORED:
             return _data_url("image/png", _png(image))
         if data is None and self.image_transport == "file":
             return Path(path).absolute().as_uri()
