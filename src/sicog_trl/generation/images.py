@@ -2,43 +2,159 @@
 
 import hashlib
 import io
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 
-def identity(image: dict | None) -> str | None:
-    """Return a hash of the stored bytes of an image, or its path if it is stored elsewhere; nothing is decoded."""
-    if image is None or image["bytes"] is None:
-        return image and image["path"]
-    return hashlib.sha256(image["bytes"]).hexdigest()
+MAX_IMAGE_PIXELS = 178_956_970  # where Pillow itself, left alone, takes an image for a decompression bomb
+_TOO_LARGE = f"more than {MAX_IMAGE_PIXELS:,} pixels are not decoded; scale the image down"
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
-def open_image(image: dict | None, max_pixels: int | None = None) -> Image.Image:
+class UnreadableImageError(ValueError):
+    """An image that cannot be shown to a model; the message says why."""
+
+
+def identity(image: dict[str, Any] | None) -> str | None:
     """
-    Decode an image, upright and in RGB.
+    Return a hash of the content of an image; nothing is decoded.
+
+    A file that is stored by path is read as well: its path differs between machines, its size and time of change do
+    not prove that nobody replaced it, and the hash is the same if the very file is embedded later.
+    """
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        return None
+    if image["bytes"] is not None:
+        return hashlib.sha256(image["bytes"]).hexdigest()
+    if not os.path.isfile(image["path"]):
+        return f"missing:{image['path'] if URL.match(image['path']) else os.path.basename(image['path'])}"
+    try:
+        with open(image["path"], "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable:{os.path.basename(image['path'])}:{error.strerror}"
+
+
+def open_image(image: dict[str, Any] | None, max_pixels: int | None = None) -> tuple[Image.Image, bool]:
+    """
+    Decode an image, upright and in RGB: the pixels that training will see of it.
+
+    Transparency is dropped, not blended, and of an animation the first frame is taken, because `datasets` and the
+    processors do so when training reads the image.
 
     Args:
         image (`dict`):
-            `bytes`, or else `path`.
+            `bytes`, or else `path`, which is never fetched from the network.
         max_pixels (`int`, *optional*):
             A larger image is scaled down to this many pixels.
+
+    Returns:
+        `tuple[PIL.Image.Image, bool]`: the picture, and whether any reader gets exactly these pixels from the stored
+        file.
+
+    Raises:
+        [`UnreadableImageError`]: whatever is wrong with the image.
     """
-    if image is None or (image["bytes"] is None and image["path"] is None):
-        raise ValueError("neither bytes nor path")
-    source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-    # Some libraries turn this on for the whole process; a picture of which half is missing must not pass as one.
-    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        picture = _decode(source)
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-    if max_pixels and picture.width * picture.height > max_pixels:
-        scale = (max_pixels / (picture.width * picture.height)) ** 0.5
-        picture = picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
-    return picture
+        with _source(image) as source, _strict_pillow():
+            picture, unchanged = _decode(source)
+        if max_pixels and picture.width * picture.height > max_pixels:
+            # The whole image is decoded first: JPEG's own reduced decoding (`draft`) would give other pixels.
+            scale = (max_pixels / (picture.width * picture.height)) ** 0.5
+            picture = picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
+            unchanged = False
+        return picture, unchanged
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"{_TOO_LARGE}: {error}") from error
+    # Decoders meet hostile bytes with whatever they stumble over: struct.error, zlib.error, SyntaxError, IndexError,
+    # OverflowError, MemoryError and more. None of them may end a run over one image.
+    except Exception as error:
+        raise UnreadableImageError(f"damaged or not supported: {type(error).__name__}: {error}") from error
 
 
-def _decode(source: io.BytesIO | str) -> Image.Image:
-    with Image.open(source) as opened:
+@contextmanager
+def _source(image: dict[str, Any] | None) -> Iterator[io.BufferedIOBase]:
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        raise UnreadableImageError("neither bytes nor path")
+    if image["bytes"] is not None:
+        if not len(image["bytes"]):
+            raise UnreadableImageError("the file is empty")
+        yield io.BytesIO(image["bytes"])
+        return
+    path = image["path"]
+    if URL.match(path):
+        raise UnreadableImageError(f"{path} is a web address, and nothing is fetched; store the bytes of the image")
+    if not os.path.isfile(path):
+        raise UnreadableImageError(f"no such file: {path}")
+    if not os.path.getsize(path):
+        raise UnreadableImageError("the file is empty")
+    with open(path, "rb") as file:
+        yield file
+
+
+def _decode(source: io.BufferedIOBase) -> tuple[Image.Image, bool]:
+    head = source.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    source.seek(0)
+    try:
+        opened = Image.open(source)
+    except UnidentifiedImageError:
+        # Pillow's own message names an object in memory, which differs from run to run.
+        looks = "; it looks like SVG, HTML or other XML" if head.startswith(b"<") else ""
+        raise UnreadableImageError(f"not an image that Pillow can read{looks}") from None
+    with opened:
+        if opened.format == "EPS":
+            raise UnreadableImageError("EPS is a program for Ghostscript, and none is run; convert it to PNG")
+        width, height = opened.size
+        if not width * height:
+            raise UnreadableImageError(f"the image has no pixels: {width} × {height}")
+        if width * height > MAX_IMAGE_PIXELS:
+            raise UnreadableImageError(f"{_TOO_LARGE}: {width} × {height}")
+        plain = _is_plain(opened)  # before it is loaded: Pillow forgets then how the pixels were stored
         opened.load()
-        return ImageOps.exif_transpose(opened).convert("RGB")  # upright, as `datasets` shows it to training
+        if opened.getexif().get(ExifTags.Base.Orientation) not in (None, 1):
+            plain = False
+        return ImageOps.exif_transpose(opened).convert("RGB"), plain
+
+
+def _is_plain(opened: Image.Image) -> bool:
+    """Whether the file holds one picture of three channels with eight bits, so that readers cannot differ."""
+    if opened.format not in ("JPEG", "PNG", "WEBP") or opened.mode != "RGB" or "transparency" in opened.info:
+        return False
+    stored = opened.tile[0].args if opened.tile else "RGB"
+    stored = stored[0] if isinstance(stored, tuple) else stored
+    return getattr(opened, "n_frames", 1) == 1 and stored == "RGB"
+
+
+_users, _theirs, _lock = 0, (False, 0), threading.Lock()
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """
+    Set Pillow's two switches for the whole process to what we need, and back when the last thread is done.
+
+    Some libraries let truncated images pass, but a picture of which half is missing must not; and some lift or lower
+    the limit of pixels, which also guards images that lie inside another file, such as in an icon.
+    """
+    global _users, _theirs
+    with _lock:
+        if not _users:
+            _theirs = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+            # Pillow warns from the limit on and refuses from twice the limit on.
+            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, MAX_IMAGE_PIXELS // 2
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = _theirs
