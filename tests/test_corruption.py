@@ -159,6 +159,33 @@ def test_hue_leaves_grey_alone():
     assert all(same(color_jitter(plain(90, 90, 90), seed, **only), plain(90, 90, 90)) for seed in range(20))
 
 
+@pytest.mark.parametrize(("name", "brightness", "hue"), [("color_jitter", 0.8, 0.2), ("color_jitter_stic", 0.5, 0.3)])
+def test_the_jitters_have_the_ranges_of_their_papers(name, brightness, hue):
+    factors = [CORRUPTIONS[name](plain(100, 100, 100), seed).getpixel((0, 0))[0] / 100 for seed in SEEDS]
+    assert 1 - brightness - 0.02 <= min(factors) < 1 - 0.9 * brightness
+    assert 1 + 0.9 * brightness < max(factors) <= 1 + brightness + 0.02
+    turns = []
+    for seed in SEEDS:
+        colour = CORRUPTIONS[name](plain(110, 70, 70), seed).getpixel((0, 0))
+        if max(colour) - min(colour) > 25:  # of paler ones, eight bits do not tell the hue
+            turns.append((colorsys.rgb_to_hsv(*colour)[0] + 0.5) % 1 - 0.5)
+    assert -hue - 0.02 <= min(turns) < -0.85 * hue
+    assert 0.85 * hue < max(turns) <= hue + 0.02
+
+
+def test_jitter_draws_its_order():
+    # Where the range ends, brightness before contrast is not contrast before brightness.
+    image = plain(0, 0, 0)
+    image.paste((255, 255, 255), (4, 0, 8, 8))
+    pairs = []
+    for seed in SEEDS:
+        damaged = color_jitter(image, seed, saturation=0, hue=0)
+        pairs.append([damaged.getpixel((x, 0))[0] for x in (0, 7)])
+    sums = [dark + bright for dark, bright in pairs if dark > 20]
+    assert sum(abs(total - 255) <= 2 for total in sums) > 0.05 * len(SEEDS)  # brightness first
+    assert sum(total > 260 for total in sums) > 0.05 * len(SEEDS)  # contrast first
+
+
 def test_the_jitters_of_both_papers_act_on_what_they_name():
     def spread(name: str, image: Image.Image, what: str) -> float:
         pictures = [np.asarray(CORRUPTIONS[name](image, seed).convert("HSV"), dtype=float) for seed in SEEDS]
@@ -239,7 +266,7 @@ def test_the_mask_has_a_straight_edge_and_comes_from_every_side():
         for lines in (covered, covered.T):
             jumps = np.abs(np.diff(lines.astype(int), axis=1)).sum(axis=1)
             assert np.median(jumps) <= 1
-    gaps = [b - a for a, b in pairwise(sorted(angles))]
+    gaps = [b - a for a, b in pairwise([*sorted(angles), min(angles) + 2 * np.pi])]
     assert max(gaps) < 0.5
 
 
