@@ -95,10 +95,10 @@ def generation(model: Path, size: dict[str, Any]) -> dict[str, dict[str, Any]]:
         TransformersSampler(str(model), batch_size=batch_size, max_completion_length=size["completion_length"])
         for batch_size in (size["batch_size"], 1)
     )
-    batched.sample(few[:2])  # what only the first call of a process pays
+    list(batched.sample(few[:2]))  # what only the first call of a process pays
     sides = {
-        "one at a time": (len(few), lambda: single.sample(few)),
-        f"batches of {min(size['batch_size'], len(requests))}": (len(requests), lambda: batched.sample(requests)),
+        "one at a time": (len(few), lambda: list(single.sample(few))),
+        f"batches of {min(size['batch_size'], len(requests))}": (len(requests), lambda: list(batched.sample(requests))),
     }
     return rates(sides, size["repeats"])
 

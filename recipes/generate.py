@@ -6,6 +6,8 @@ accelerate launch recipes/generate.py --config recipes/digits/generate.yaml
 
 import json
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,65 +15,107 @@ from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from sicog_trl.checkpoints import check_model, model_fingerprint
-from sicog_trl.data import load
-from sicog_trl.files import write_json
-from sicog_trl.generation import CandidateConfig, TransformersSampler, generate_candidates
-from sicog_trl.generation.candidates import summarize
+from sicog_trl.files import absolute, write_json
+from sicog_trl.generation import (
+    CandidateConfig,
+    ImageRows,
+    SamplerConfig,
+    load_images,
+    load_sampler,
+    make_plan,
+    make_shards,
+    summarize,
+)
+
+
+SCHEDULERS = ("process", "ray")
 
 
 @dataclass
 class GenerateArguments:
     """
-    Where the candidates go, and how many are sampled at once.
+    Where the candidates go, and which shards this run makes.
 
     Args:
         output_dir (`str`):
             Artefact folder; split `candidates`.
-        batch_size (`int`, *optional*, defaults to `256`):
-            Candidates per forward pass; changes the speed, not the text.
+        shard_index, num_shards (`int`, *optional*):
+            Make every `num_shards`-th shard, starting at `shard_index`: one job of an array. The processes of
+            `accelerate launch` divide these further.
+        plan_only (`bool`, *optional*, defaults to `False`):
+            Check and hash the input, write `plan.json`, say what is to do, and stop: once, before the jobs of an array.
+        retry_failed (`bool`, *optional*, defaults to `False`):
+            Ask again for what rows with an error lack.
+        scheduler (`str`, *optional*, defaults to `"process"`):
+            `"ray"` hands the shards to the workers of a Ray cluster: a running one (`RAY_ADDRESS`) or one of this
+            machine.
+        num_workers (`int`, *optional*):
+            Workers of Ray; one per GPU of the cluster, or one, unless given.
     """
 
     output_dir: str = field(metadata={"help": "Artefact folder; split `candidates`."})
-    batch_size: int = field(default=256, metadata={"help": "Candidates per forward pass."})
+    shard_index: int = field(default=0, metadata={"help": "First shard of this job."})
+    num_shards: int = field(default=1, metadata={"help": "Number of jobs that divide the shards."})
+    plan_only: bool = field(default=False, metadata={"help": "Write plan.json and stop."})
+    retry_failed: bool = field(default=False, metadata={"help": "Ask again for what rows with an error lack."})
+    scheduler: str = field(default="process", metadata={"help": "Who hands out shards.", "choices": SCHEDULERS})
+    num_workers: int | None = field(default=None, metadata={"help": "Workers of Ray."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shard_index < self.num_shards:
+            raise ValueError(f"shard_index counts from 0 to num_shards - 1, got {self.shard_index}, {self.num_shards}")
 
 
-ARGUMENTS = (ScriptArguments, ModelConfig, CandidateConfig, GenerateArguments)
+ARGUMENTS = (ScriptArguments, ModelConfig, CandidateConfig, SamplerConfig, GenerateArguments)
 
 
 def main(
-    script_args: ScriptArguments, model_args: ModelConfig, candidate_args: CandidateConfig, args: GenerateArguments
+    script_args: ScriptArguments,
+    model_args: ModelConfig,
+    candidate_args: CandidateConfig,
+    sampler_args: SamplerConfig,
+    args: GenerateArguments,
 ) -> None:
-    """Load the images and the model, generate, summarise."""
-    check_model(model_args.model_name_or_path)
+    """Load the images, plan, generate what is missing, summarise what is there."""
+    if sampler_args.sampler != "openai":
+        check_model(model_args.model_name_or_path)
     if not script_args.dataset_name:
         raise ValueError("dataset_name is missing: name the folder or the Hub id of the images")
-    # Without `cpu`, processes on the CPU do not find each other.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    dataset = load(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
-    sampler = TransformersSampler(
-        model_args.model_name_or_path,
+    # Without `cpu`, processes on the CPU do not find each other. The first one may hash images for hours.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
+    model, images = absolute(model_args.model_name_or_path), absolute(script_args.dataset_name)
+    source = (images, script_args.dataset_config, script_args.dataset_train_split)
+    with state.main_process_first():
+        rows = ImageRows(load_images(*source))
+        fingerprint = model_fingerprint(model, model_args.model_revision)
+        plan = make_plan(rows, candidate_args, Path(args.output_dir).resolve(), fingerprint, model_args.dtype)
+    shards = plan.missing(
+        args.shard_index * state.num_processes + state.process_index,
+        args.num_shards * state.num_processes,
+        args.retry_failed,
+    )
+    sampler = partial(
+        load_sampler,
+        sampler_args,
+        model,
         revision=model_args.model_revision,
         dtype=model_args.dtype,
-        device=str(state.device),
-        batch_size=args.batch_size,
         max_completion_length=candidate_args.max_completion_length,
         temperature=candidate_args.temperature,
         top_p=candidate_args.top_p,
     )
-    plan = generate_candidates(
-        dataset,
-        sampler,
-        candidate_args,
-        args.output_dir,
-        model_fingerprint(model_args.model_name_or_path, model_args.model_revision),
-        state.process_index,
-        state.num_processes,
-        dtype=str(sampler.model.dtype),
-    )
-    state.wait_for_everyone()
-    if state.is_main_process:
-        summary = summarize(plan)
-        write_json(Path(args.output_dir, "summary.json"), summary)
+    if args.plan_only:
+        print(f"{plan.output_dir}: {plan.num_rows} rows in {plan.num_shards} shards; {len(shards)} are to do")
+        return
+    if args.scheduler == "ray":
+        from sicog_trl.generation.ray_scheduler import generate_with_ray
+
+        generate_with_ray(plan, shards, candidate_args, source, sampler, args.num_workers)
+    elif shards:
+        make_shards(plan, shards, candidate_args, rows, sampler(device=str(state.device)), state.is_main_process)
+    if not plan.missing():  # this worker was the last one
+        summary = {**summarize(plan), "sampler": sampler_args.sampler}
+        write_json(plan.output_dir / "summary.json", summary)
         print(json.dumps(summary))
 
 

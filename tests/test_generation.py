@@ -26,10 +26,15 @@ from trl import TrlParser
 from sicog_trl.checkpoints import prepare_for_generation
 from sicog_trl.data import IMAGES_FEATURES, load, save, split_file
 from sicog_trl.files import AnotherRunError
-from sicog_trl.generation import CandidateConfig, Request, Response, TransformersSampler, generate_candidates
-from sicog_trl.generation.candidates import summarize
+from sicog_trl.generation import (
+    CandidateConfig,
+    Request,
+    Response,
+    TransformersSampler,
+    generate_candidates,
+    summarize,
+)
 from sicog_trl.generation.sampling import SeededSampling, candidate_seed, uniform
-from sicog_trl.generation.shards import remove_unfinished
 from sicog_trl.views import light_view
 
 
@@ -48,7 +53,8 @@ class EchoSampler:
 
     def sample(self, requests):
         self.requests += requests
-        return [[Response(f"{r.prompt[:8]} {seed}", "stop", 3) for seed in r.seeds] for r in requests]
+        for number, request in enumerate(requests):
+            yield number, [Response(f"{request.prompt[:8]} {seed}", "stop", 3) for seed in request.seeds]
 
 
 def scenes(*rows: dict) -> Dataset:
@@ -179,25 +185,6 @@ def test_law_4_killed_and_started_again(world, digits_model, sampler, tmp_path):
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
 
 
-def test_half_written_files_are_swept_if_their_process_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "node-1.cluster.example")
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / "data").mkdir()
-    name = ".candidates-00000-of-00002.parquet.{}.{}.abcd1234"
-    gone = tmp_path / "data" / name.format("node-1.cluster.example", dead.pid)
-    kept = [
-        tmp_path / "data" / name.format("node-1.cluster.example", os.getpid()),  # still at work
-        tmp_path / "data" / name.format("node-2.cluster.example", dead.pid),  # of another machine: who knows
-        tmp_path / "data" / "candidates-00000-of-00002.parquet",
-    ]
-    for file in (gone, *kept):
-        file.write_bytes(b"")
-    remove_unfinished(tmp_path)
-    assert not gone.exists()
-    assert all(file.exists() for file in kept)
-
-
 # The plan ------------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +197,10 @@ def test_half_written_files_are_swept_if_their_process_is_gone(tmp_path, monkeyp
         ({"views": True}, "views"),
         ({"max_completion_length": 5}, "max_completion_length"),
         ({"rows_per_shard": 4}, "rows_per_shard"),
+        ({"corruptions": ["gaussian_blur"]}, "corruptions"),
+        ({"max_pixels": 99}, "max_pixels"),
         ({"description_modes": {"short_caption": 1}}, "description_modes"),
+        ({"description_modes": {"chain_of_description": 1, "detailed_description": 1}}, "description_modes"),  # fewer
         ({"reasoning_modes": {"direct_answer": 1, "chain_of_thought": 2}}, "reasoning_modes"),  # another order
     ],
 )
@@ -227,7 +217,7 @@ def test_other_input_or_model_is_refused(world, tmp_path):
     generate_candidates(dataset, EchoSampler(), config(), tmp_path, "m")
     with pytest.raises(AnotherRunError, match="model is 'm' there and 'n' here"):
         generate_candidates(dataset, EchoSampler(), config(), tmp_path, "n")
-    with pytest.raises(AnotherRunError, match="input is"):
+    with pytest.raises(AnotherRunError, match="its input is not that of this one"):
         generate_candidates(dataset.select(range(17, -1, -1)), EchoSampler(), config(), tmp_path, "m")
     with pytest.raises(AnotherRunError, match=r"dtype is None there and 'torch\.bfloat16'"):
         generate_candidates(dataset, EchoSampler(), config(), tmp_path, "m", dtype="torch.bfloat16")
@@ -247,7 +237,7 @@ def test_changed_rows_are_refused(change, tmp_path):
     row = {"id": "a", "images": [{"bytes": png(), "path": "a.png"}]}
     generate_candidates(scenes(row), EchoSampler(), config(), tmp_path, "m")
     generate_candidates(scenes(row), EchoSampler(), config(), tmp_path, "m")
-    with pytest.raises(AnotherRunError, match="input is"):
+    with pytest.raises(AnotherRunError, match="its input is not that of this one"):
         generate_candidates(scenes({**row, **change}), EchoSampler(), config(), tmp_path, "m")
 
 
@@ -295,7 +285,7 @@ def test_sampled_frequencies_are_the_models_probabilities():
 def test_temperature_zero_is_greedy(digits_model):
     images = [PILImage.new("RGB", (32, 32), "blue")]
     sampler = TransformersSampler(str(digits_model), max_completion_length=LENGTH, temperature=0)
-    one, other = sampler.sample([Request(images, "Describe the image in detail.", [1, 99])])[0]
+    [(_, [one, other])] = sampler.sample([Request(images, "Describe the image in detail.", [1, 99])])
     assert one == other
     inputs = sampler.processor(
         images=images, text=sampler.render(Request(images, "Describe the image in detail.", [1])), return_tensors="pt"
@@ -349,7 +339,7 @@ def test_image_token_is_never_sampled(digits_model):
     handle = sampler.model.lm_head.register_forward_hook(favour)
     read = []
     sampler._read, real = lambda tokens: read.append(tokens) or real(tokens), sampler._read
-    sampler.sample([Request([PILImage.new("RGB", (32, 32))], "Describe the image in detail.", [1, 2, 3])])
+    list(sampler.sample([Request([PILImage.new("RGB", (32, 32))], "Describe the image in detail.", [1, 2, 3])]))
     handle.remove()
     assert read and not any(token in tokens for tokens in read)
 
@@ -365,7 +355,7 @@ def test_law_5_literal_image_token_in_a_question_is_a_row_with_an_error(sampler,
     assert found["bad"]["error"].startswith("placeholder: the question of row 'bad' holds '<image>'")
     assert found["bad"]["candidates"] == []
     assert texts(tmp_path / "mixed")["good"] == texts(tmp_path / "clean")["good"]
-    assert "1 rows have no candidates; the first: placeholder" in capsys.readouterr().out
+    assert "1 rows lack candidates; the first: placeholder" in capsys.readouterr().out
 
 
 def test_several_images_and_none(sampler, tmp_path):
@@ -384,7 +374,7 @@ def test_several_images_and_none(sampler, tmp_path):
 def test_finish_reason_and_number_of_tokens(digits_model):
     sampler = TransformersSampler(str(digits_model), max_completion_length=60)
     request = Request([PILImage.new("RGB", (32, 32))], "Describe the image in detail.", list(range(40)))
-    responses = sampler.sample([request])[0]
+    [(_, responses)] = sampler.sample([request])
     assert {response.finish_reason for response in responses} == {"stop", "length"}
     for response in responses:
         assert (response.num_tokens == 60) >= (response.finish_reason == "length")
@@ -538,12 +528,10 @@ def test_stop_and_suppressed_tokens_are_those_of_model_and_processor(digits_mode
 
 
 def test_rows_with_and_without_images_do_not_share_a_batch(sampler, monkeypatch):
-    batches, real = [], sampler._generate
-    monkeypatch.setattr(
-        sampler, "_generate", lambda requests, *rest: batches.append(requests) or real(requests, *rest)
-    )
+    batches, real = [], sampler._encode
+    monkeypatch.setattr(sampler, "_encode", lambda requests, *rest: batches.append(requests) or real(requests, *rest))
     image = [PILImage.new("RGB", (32, 32))]
-    sampler.sample([Request(image if n % 2 else [], "Describe the image in detail.", [n]) for n in range(6)])
+    list(sampler.sample([Request(image if n % 2 else [], "Describe the image in detail.", [n]) for n in range(6)]))
     assert [{len(request.images) for request in batch} for batch in batches] == [{0}, {1}]
 
 
@@ -574,15 +562,18 @@ def test_summary_counts_what_was_written(tmp_path):
 
     class Fixed(EchoSampler):
         def sample(self, requests):
-            answers = [Response("same", "stop", 2), Response(" ", "length", 7)]
-            return [[answers[min(i, 1)] for i in range(len(r.seeds))] for r in requests]
+            answers = [Response("same", "stop", 2), Response(" ", "length", None)]
+            for number, request in enumerate(requests):
+                yield number, [answers[min(i, 1)] for i in range(len(request.seeds))]
 
     plan = generate_candidates(load(str(tmp_path / "images")), Fixed(), config(), tmp_path / "c", "m")
     assert summarize(plan) == {
         "rows": 3,
         "failed": 1,
+        "failed_by_reason": {"unreadable_image": 1},
         "candidates": 6,
-        "tokens": 2 * (2 + 7 + 2),
+        "tokens": 2 * (2 + 2),
+        "without_token_count": 2,
         "distinct_per_row": 3.0,
         "truncated_share": 2 / 6,
         "empty_share": 2 / 6,

@@ -32,8 +32,9 @@ CANDIDATE = {
     "mode": Value("string"),
     "prompt": Value("string"),  # the user turn as the model saw it
     "seed": Value("int64"),
-    "finish_reason": Value("string"),  # "stop" or "length"
-    "num_tokens": Value("int32"),
+    "finish_reason": Value("string"),  # "stop", "length", or what else a server says
+    "num_tokens": Value("int32"),  # null if a server does not tell
+    "corruption": Value("string"),  # how the image was damaged, if it was
 }
 CANDIDATES_FEATURES = Features(
     {**IMAGES_FEATURES, "task": Value("string"), "candidates": List(CANDIDATE), "error": Value("string")}

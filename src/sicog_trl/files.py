@@ -1,13 +1,19 @@
 """Files that are there whole or not at all, and which names mean a place on this machine."""
 
+import errno
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DAY = 24 * 3600
 
 
 def is_local(name: str | Path) -> bool:
@@ -16,20 +22,63 @@ def is_local(name: str | Path) -> bool:
     return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
+def absolute(name: str) -> str:
+    """Return `name` as an absolute path if it is one here, and as it is if it is a Hub id."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield where to write; what was written takes the place of `path` when the block ends without an error."""
+    """
+    Yield where to write; what was written takes the place of `path` when the block ends without an error.
+
+    What killed processes left half written beside `path` is swept first.
+
+    Raises:
+        `OSError`: if there is no room; it says so, and `path` is as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        if _abandoned(leftover):
+            leftover.unlink(missing_ok=True)
     # Machine and process stand in the name, so that somebody else can tell whether it is still being written.
     unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
         _sync(unfinished)
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise OSError(
+                error.errno, f"no room to write {path}; make some and start again, what is finished is kept: {error}"
+            ) from error
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _abandoned(leftover: Path) -> bool:
+    """Return whether nobody writes this half-written file any more: its process is gone, or it is a day old."""
+    written, _, _ = leftover.name.rpartition(".")
+    start, _, pid = written.rpartition(".")
+    if start.endswith(f".{socket.gethostname()}") and pid.isdigit():
+        return not _lives(int(pid))
+    try:
+        return time.time() - leftover.stat().st_mtime > _DAY  # of another machine, where nobody here can ask
+    except FileNotFoundError:
+        return False
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -1,8 +1,29 @@
 """Candidates: a plan of shards, one small interface, several samplers behind it."""
 
-from .candidates import CandidateConfig, generate_candidates
-from .sampling import Request, Response, Sampler
+from .candidates import CandidateConfig
+from .inputs import ImageRows, load_images
+from .plan import Plan, make_plan
+from .samplers import SamplerConfig, load_sampler
+from .sampling import Failure, Request, Response, Sampler
+from .summary import summarize
 from .transformers_sampler import TransformersSampler
+from .worker import generate_candidates, make_shards
 
 
-__all__ = ["CandidateConfig", "Request", "Response", "Sampler", "TransformersSampler", "generate_candidates"]
+__all__ = [
+    "CandidateConfig",
+    "Failure",
+    "ImageRows",
+    "Plan",
+    "Request",
+    "Response",
+    "Sampler",
+    "SamplerConfig",
+    "TransformersSampler",
+    "generate_candidates",
+    "load_images",
+    "load_sampler",
+    "make_plan",
+    "make_shards",
+    "summarize",
+]

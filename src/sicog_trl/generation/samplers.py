@@ -1,0 +1,97 @@
+"""Which sampler answers: one dataclass names it, one function makes it."""
+
+from dataclasses import dataclass, field
+
+from .sampling import Sampler
+from .transformers_sampler import TransformersSampler
+
+
+SAMPLERS = ("transformers", "openai", "vllm")
+IMAGE_TRANSPORTS = ("data", "file")
+
+
+@dataclass
+class SamplerConfig:
+    """
+    What samples, and how fast; none of it decides the text of a candidate on one CPU build.
+
+    Args:
+        sampler (`str`, *optional*, defaults to `"transformers"`):
+            `"transformers"` in this process, `"openai"` for any OpenAI-compatible server (vLLM, SGLang), `"vllm"` in
+            this process.
+        batch_size (`int`, *optional*, defaults to `256`):
+            Candidates per forward pass of `"transformers"`, prompts handed over at once to `"vllm"`.
+        base_url (`str`, *optional*):
+            Address of the server, such as `http://localhost:8000/v1`. Its key is read from `OPENAI_API_KEY`.
+        served_model_name (`str`, *optional*):
+            Name of the model at the server, if it is not `model_name_or_path`.
+        concurrency (`int`, *optional*, defaults to `64`):
+            Requests that the server is sent at once: about twice what it takes into one batch.
+        image_transport (`str`, *optional*, defaults to `"data"`):
+            `"data"` puts images into the request, `"file"` names files that the server can read.
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds to wait for an answer before asking again.
+    """
+
+    sampler: str = field(default="transformers", metadata={"help": "What samples.", "choices": SAMPLERS})
+    batch_size: int = field(default=256, metadata={"help": "Candidates per forward pass."})
+    base_url: str | None = field(default=None, metadata={"help": "Address of the server."})
+    served_model_name: str | None = field(default=None, metadata={"help": "Name of the model at the server."})
+    concurrency: int = field(default=64, metadata={"help": "Requests that the server is sent at once."})
+    image_transport: str = field(
+        default="data", metadata={"help": "How images reach the server.", "choices": IMAGE_TRANSPORTS}
+    )
+    timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for an answer."})
+
+    def __post_init__(self) -> None:
+        for name, choices in (("sampler", SAMPLERS), ("image_transport", IMAGE_TRANSPORTS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: unknown {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name in ("batch_size", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if (self.sampler == "openai") != (self.base_url is not None):
+            raise ValueError("base_url: the address of the server belongs to `sampler: openai`, which needs it")
+
+
+def load_sampler(
+    config: SamplerConfig,
+    model_name_or_path: str,
+    revision: str | None = None,
+    dtype: str | None = "auto",
+    device: str | None = None,
+    **sampling: float,
+) -> Sampler:
+    """
+    Make the sampler that `config` names.
+
+    Args:
+        config ([`SamplerConfig`]):
+            Which one.
+        model_name_or_path (`str`):
+            The model; for a server the name that it is served under, unless `served_model_name` gives another.
+        revision (`str`, *optional*):
+            Revision of a Hub model.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Precision of the weights in this process.
+        device (`str`, *optional*):
+            Device in this process; a GPU if there is one.
+        sampling:
+            `max_completion_length`, `temperature` and `top_p`.
+    """
+    if config.sampler == "openai":
+        from .openai_sampler import OpenAISampler
+
+        return OpenAISampler(
+            config.served_model_name or model_name_or_path,
+            config.base_url,
+            concurrency=config.concurrency,
+            image_transport=config.image_transport,
+            timeout=config.timeout,
+            **sampling,
+        )
+    if config.sampler == "vllm":
+        from .vllm_sampler import VLLMSampler
+
+        return VLLMSampler(model_name_or_path, revision, dtype, chunk_size=config.batch_size, **sampling)
+    return TransformersSampler(model_name_or_path, revision, dtype, device, config.batch_size, **sampling)

@@ -1,0 +1,71 @@
+"""Files are there whole or not at all, whatever happens to the process that writes them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from sicog_trl.files import absolute, replacing, write_json, write_text
+
+
+def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError, match="half way"), replacing(path) as unfinished:
+        unfinished.write_text("{")
+        raise RuntimeError("half way")
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_written_files_are_swept_if_nobody_writes_them_any_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-1.cluster.example")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path = tmp_path / "a.parquet"
+    name = ".a.parquet.{}.{}.abcd1234"
+    gone = tmp_path / name.format("node-1.cluster.example", dead.pid)
+    old = tmp_path / name.format("node-2.cluster.example", dead.pid)
+    kept = [
+        tmp_path / name.format("node-1.cluster.example", os.getpid()),  # still at work
+        tmp_path / name.format("node-3.cluster.example", dead.pid),  # of another machine: who knows
+        tmp_path / name.replace("a.", "b.", 1).format("node-1.cluster.example", dead.pid),  # of another file
+    ]
+    for file in (gone, old, *kept):
+        file.write_bytes(b"")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
+    write_text(path, "new")
+    assert sorted(tmp_path.iterdir()) == sorted([path, *kept])
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
+    """The limit on the size of a file is what a test can have of a full disk: the write itself fails."""
+    program = """
+        import resource, sys
+        from sicog_trl.files import write_text
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        write_text(sys.argv[1], "small")
+        write_text(sys.argv[1], "x" * 100_000)
+    """
+    path = tmp_path / "a.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"no room to write {path}; make some and start again" in done.stderr
+    assert path.read_text() == "small"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_absolute_leaves_hub_ids_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    assert absolute("here") == str(tmp_path / "here")
+    assert absolute("owner/name") == "owner/name"

@@ -1,0 +1,424 @@
+"""A run of `generate` as its users see it: many workers, kills, full disks, more candidates later."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from PIL import Image as PILImage
+
+from sicog_trl.data import IMAGES_FEATURES, load, save
+from sicog_trl.files import AnotherRunError
+from sicog_trl.generation import (
+    CandidateConfig,
+    Failure,
+    Response,
+    TransformersSampler,
+    generate_candidates,
+    summarize,
+)
+from sicog_trl.generation import candidates as candidates_module
+
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "generate.py"
+LENGTH = 12  # tokens; a random model seldom stops by itself
+MODES = ("chain_of_description", "detailed_description")
+
+
+class EchoSampler:
+    """Answers at once, and remembers how many candidates it was asked for."""
+
+    placeholders = ("<image>",)
+
+    def __init__(self, name: str = "", refused: str | None = None):
+        self.name, self.refused = name, refused
+        self.asked: list[int] = []
+
+    def sample(self, requests):
+        for number in reversed(range(len(requests))):  # any order will do
+            request = requests[number]
+            if self.refused and self.refused in request.prompt:
+                yield number, Failure("refused", "not that one")
+                continue
+            self.asked += request.seeds
+            yield number, [Response(f"{self.name}{request.prompt[:8]} {seed}", "stop", 3) for seed in request.seeds]
+
+
+def config(count: int = 3, **options) -> CandidateConfig:
+    modes = {"description_modes": {MODES[0]: count}, "reasoning_modes": {"direct_answer": count}}
+    return CandidateConfig(**{"max_completion_length": LENGTH, "rows_per_shard": 5, **modes, **options})
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((folder / "data").glob("candidates-*.parquet"))}
+
+
+def rows(folder: Path) -> list[dict]:
+    return load(str(folder), split="candidates").remove_columns("images").to_list()
+
+
+def questions(count: int) -> Dataset:
+    """Rows without images, which cost nothing but their text."""
+    table = {
+        "id": [f"row-{i}" for i in range(count)],
+        "images": [[] for _ in range(count)],
+        "question": [f"What is {i} + 1?" for i in range(count)],
+        "answer": [str(i + 1) for i in range(count)],
+    }
+    return Dataset.from_dict(table, features=IMAGES_FEATURES)
+
+
+def arguments(digits_model: Path, world: str, output_dir: Path, **options) -> list[str]:
+    options = {
+        "model_name_or_path": digits_model,
+        "dataset_name": world,
+        "output_dir": output_dir,
+        "max_completion_length": LENGTH,
+        "rows_per_shard": 2,
+        **options,
+    }
+    return [
+        sys.executable,
+        str(RECIPE),
+        *(str(part) for key, value in options.items() for part in (f"--{key}", value)),
+    ]
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def world(digits_world) -> str:
+    return str(digits_world / "unlabelled")
+
+
+@pytest.fixture(scope="module")
+def sampler(digits_model):
+    return TransformersSampler(str(digits_model), batch_size=16, max_completion_length=LENGTH)
+
+
+# More candidates later -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"views": True}, {"corruptions": ["gaussian_blur", "half_plane_mask"]}])
+def test_top_up_ends_with_the_bytes_of_one_run(options, world, sampler, tmp_path):
+    for count in (1, 3, 4):
+        generate_candidates(load(world), sampler, config(count, **options), tmp_path / "grown", "m")
+    generate_candidates(load(world), sampler, config(4, **options), tmp_path / "whole", "m")
+    assert shards(tmp_path / "grown") == shards(tmp_path / "whole")
+
+
+def test_top_up_samples_only_what_is_missing(tmp_path):
+    dataset = questions(12)
+    asked = []
+    for count in (3, 6, 9):
+        echo = EchoSampler()
+        plan = generate_candidates(dataset, echo, config(count), tmp_path, "m")
+        asked.append(echo.asked)
+        assert plan.missing() == []
+    assert [len(seeds) for seeds in asked] == [36, 36, 36]
+    assert not set(asked[0]) & set(asked[1]) and not set(asked[1]) & set(asked[2])
+    for row in rows(tmp_path):
+        seeds = [candidate["seed"] for candidate in row["candidates"]]
+        assert seeds == list(range(seeds[0], seeds[0] + 9))
+
+
+def test_top_up_of_a_run_that_was_cut_off(tmp_path):
+    dataset = questions(20)  # four shards
+    generate_candidates(dataset, EchoSampler(), config(2), tmp_path / "cut", "m", 0, 2)  # two of them
+    generate_candidates(dataset, EchoSampler(), config(5), tmp_path / "cut", "m", 1, 2)  # the others, with more
+    echo = EchoSampler()
+    plan = generate_candidates(dataset, echo, config(5), tmp_path / "cut", "m")
+    assert len(echo.asked) == 10 * 3
+    assert plan.missing() == []
+    generate_candidates(dataset, EchoSampler(), config(5), tmp_path / "whole", "m")
+    assert shards(tmp_path / "cut") == shards(tmp_path / "whole")
+
+
+def test_a_mode_can_be_added(tmp_path):
+    dataset = Dataset.from_dict({"id": ["a"], "images": [[]], "question": [None], "answer": [None]})
+    for modes in ({MODES[0]: 2}, {MODES[0]: 2, MODES[1]: 1}):
+        echo = EchoSampler()
+        generate_candidates(dataset, echo, config(description_modes=modes), tmp_path, "m")
+    assert len(echo.asked) == 1
+    assert [candidate["mode"] for candidate in rows(tmp_path)[0]["candidates"]] == [MODES[0], MODES[0], MODES[1]]
+
+
+def test_rounds_accumulate_what_earlier_models_wrote(tmp_path):
+    """SICOG: 3, 6, 9 candidates, three of them by the model of each round."""
+    dataset = questions(12)
+    folders = [str(tmp_path / name) for name in "abc"]
+    for number, (count, folder) in enumerate(zip((3, 6, 9), folders, strict=True)):
+        echo = EchoSampler(f"model {number} ")
+        options = {"previous": folders[number - 1] if number else None, "seed": 1000 * number}
+        generate_candidates(dataset, echo, config(count, **options), folder, f"model {number}")
+        assert len(echo.asked) == 12 * 3
+    for row in rows(tmp_path / "c"):
+        assert [candidate["text"][:7] for candidate in row["candidates"]] == [
+            *["model 0"] * 3,
+            *["model 1"] * 3,
+            *["model 2"] * 3,
+        ]
+    assert rows(tmp_path / "b")[0]["candidates"] == rows(tmp_path / "c")[0]["candidates"][:6]
+
+
+def test_an_earlier_round_must_be_whole_and_of_the_same_rows(tmp_path):
+    dataset = questions(12)
+    with pytest.raises(FileNotFoundError, match=r"previous: .*plan\.json does not exist"):
+        generate_candidates(dataset, EchoSampler(), config(previous=str(tmp_path)), tmp_path / "b", "m")
+    generate_candidates(dataset, EchoSampler(), config(), tmp_path / "a", "m", 0, 2)
+    grown = config(6, previous=str(tmp_path / "a"))
+    with pytest.raises(ValueError, match=r"previous: 1 of 3 shards of .* are missing"):
+        generate_candidates(dataset, EchoSampler(), grown, tmp_path / "b", "m")
+    generate_candidates(dataset, EchoSampler(), config(), tmp_path / "a", "m")
+    with pytest.raises(AnotherRunError, match=r"a holds another run: its input is not that of this one"):
+        generate_candidates(questions(11), EchoSampler(), grown, tmp_path / "b", "m")
+    assert not (tmp_path / "b").exists()
+    generate_candidates(dataset, EchoSampler(), grown, tmp_path / "b", "m")
+    with pytest.raises(AnotherRunError, match="previous is '"):
+        generate_candidates(dataset, EchoSampler(), config(6), tmp_path / "b", "m")
+
+
+# What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+def test_law_5_a_refused_request_is_an_error_of_its_row(tmp_path):
+    """Law 5: the candidates that came are kept, the row says what is missing, other rows know nothing of it."""
+    modes = {"reasoning_modes": {"direct_answer": 2, "chain_of_thought": 1}}
+    echo = EchoSampler(refused="What is 3 + 1?\nAnswer in four steps")
+    plan = generate_candidates(questions(7), echo, config(**modes), tmp_path, "m")
+    found = {row["id"]: row for row in rows(tmp_path)}
+    assert found["row-3"]["error"] == "refused: row 'row-3': not that one"
+    assert [candidate["mode"] for candidate in found["row-3"]["candidates"]] == ["direct_answer"] * 2
+    assert all(len(row["candidates"]) == 3 and not row["error"] for key, row in found.items() if key != "row-3")
+    assert summarize(plan)["failed_by_reason"] == {"refused": 1}
+    again = EchoSampler()
+    generate_candidates(questions(7), again, config(**modes), tmp_path, "m")
+    assert again.asked == []
+    generate_candidates(questions(7), again, config(**modes), tmp_path, "m", retry_failed=True)
+    assert len(again.asked) == 1
+    generate_candidates(questions(7), EchoSampler(), config(**modes), tmp_path / "whole", "m")
+    assert shards(tmp_path) == shards(tmp_path / "whole")
+
+
+def test_what_concerns_all_requests_stops_the_run_and_publishes_nothing(tmp_path):
+    class Dying(EchoSampler):
+        def sample(self, requests):
+            for answer in super().sample(requests):
+                if len(self.asked) > 20:
+                    raise ConnectionError("the server is gone")
+                yield answer
+
+    with pytest.raises(ConnectionError, match="the server is gone"):
+        generate_candidates(questions(12), Dying(), config(), tmp_path, "m")
+    assert len(shards(tmp_path)) == 1
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    echo = EchoSampler()
+    generate_candidates(questions(12), echo, config(), tmp_path, "m")
+    assert len(echo.asked) == 3 * 7
+
+
+def test_a_sampler_that_forgets_a_request_is_found_out(tmp_path):
+    class Forgetful(EchoSampler):
+        def sample(self, requests):
+            yield from list(super().sample(requests))[1:]
+
+    with pytest.raises(RuntimeError, match="Forgetful left 1 of 5 requests without an answer"):
+        generate_candidates(questions(5), Forgetful(), config(), tmp_path, "m")
+    assert shards(tmp_path) == {}
+
+
+def test_an_image_that_the_processor_refuses_is_an_error_of_its_row(sampler, tmp_path, monkeypatch):
+    """Models with dynamic resolution refuse very thin images, in the middle of a batch."""
+    images = [PILImage.new("RGB", size) for size in ((32, 32), (1, 900), (32, 32))]
+    dataset = Dataset.from_dict({"id": list("abc"), "images": [[image] for image in images]})
+    dataset = dataset.cast_column("images", IMAGES_FEATURES["images"])
+    real = sampler._encode
+
+    def encode(requests, prompts):
+        if any(image.height > 200 * image.width for request in requests for image in request.images):
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return real(requests, prompts)
+
+    monkeypatch.setattr(sampler, "_encode", encode)
+    generate_candidates(dataset, sampler, config(), tmp_path / "mixed", "m")
+    found = rows(tmp_path / "mixed")
+    assert [len(row["candidates"]) for row in found] == [3, 0, 3]
+    assert found[1]["error"].startswith("refused: row 'b': the processor cannot take it: ValueError: absolute aspect")
+    generate_candidates(dataset.select([0, 2]), sampler, config(), tmp_path / "clean", "m")
+    assert [row["candidates"] for row in rows(tmp_path / "clean")] == [found[0]["candidates"], found[2]["candidates"]]
+
+
+def test_rows_that_change_after_the_plan_was_made_are_refused(world, tmp_path):
+    from sicog_trl.generation import ImageRows, make_plan
+    from sicog_trl.generation.worker import make_shards
+
+    images = ImageRows(questions(12))
+    plan = make_plan(images, config(), tmp_path, "m")
+    other = ImageRows(questions(13).select(range(1, 13)))
+    with pytest.raises(ValueError, match=r"rows 5 to 9 of the input are not those that .*plan\.json was made of"):
+        make_shards(plan, [1], config(), other, EchoSampler(), show_progress=False)
+
+
+def test_windows_bound_the_open_images_and_change_nothing(world, sampler, tmp_path, monkeypatch):
+    generate_candidates(load(world), sampler, config(rows_per_shard=100), tmp_path / "one", "m")
+    sizes, real = [], candidates_module._answer
+    monkeypatch.setattr(candidates_module, "_WINDOW_PIXELS", 4 * 32 * 32)
+    monkeypatch.setattr(
+        candidates_module, "_answer", lambda window, *rest: sizes.append(window) or real(window, *rest)
+    )
+    generate_candidates(load(world), sampler, config(rows_per_shard=100), tmp_path / "many", "m")
+    assert shards(tmp_path / "one") == shards(tmp_path / "many")
+    assert [len(window[0]) for window in sizes] == [4, 4, 4, 4, 2]
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, digits_model, tmp_path):
+    """Files may not grow beyond what the plan needs: the shard fails to be written, as on a full disk."""
+    program = """
+        import resource, runpy, sys
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+        sys.argv = sys.argv[1:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    command = arguments(digits_model, world, tmp_path / "full", rows_per_shard=9)
+    done = run([command[0], "-c", textwrap.dedent(program), *command[1:]])
+    assert done.returncode != 0
+    assert "no room to write" in done.stderr and "candidates-00000-of-00002.parquet" in done.stderr
+    assert (tmp_path / "full" / "plan.json").exists()
+    assert not list((tmp_path / "full" / "data").iterdir())
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(shards(tmp_path / "full")) == 2
+
+
+# Many workers --------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_of_an_array_share_the_shards(world, digits_model, sampler, tmp_path):
+    """Plan once, then three jobs in any order; the last one writes the summary."""
+    done = run(arguments(digits_model, world, tmp_path / "array", plan_only="true"))
+    assert "18 rows in 9 shards; 9 are to do" in done.stdout, done.stderr[-2000:]
+    assert not (tmp_path / "array" / "data").exists()
+    for job, made in ((2, 3), (0, 6), (1, 9)):
+        assert not (tmp_path / "array" / "summary.json").exists()
+        done = run(arguments(digits_model, world, tmp_path / "array", shard_index=job, num_shards=3))
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert len(shards(tmp_path / "array")) == made
+    summary = json.loads((tmp_path / "array" / "summary.json").read_text())
+    assert (summary["rows"], summary["candidates"]) == (18, 54)
+    assert "tokens/s, 6 kept, 0 failed" in done.stderr
+    plan = json.loads((tmp_path / "array" / "plan.json").read_text())
+    whole = CandidateConfig(max_completion_length=LENGTH, rows_per_shard=2)
+    generate_candidates(load(world), sampler, whole, tmp_path / "one", plan["model"])
+    assert shards(tmp_path / "array") == shards(tmp_path / "one")
+
+
+def test_a_worker_that_finds_nothing_to_do_loads_no_model(world, digits_model, tmp_path):
+    command = arguments(digits_model, world, tmp_path / "out")
+    assert run(command).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    done = run(command)
+    assert done.returncode == 0
+    assert "Loading weights" not in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == before
+
+
+@pytest.mark.slow
+def test_law_4_killed_ten_times_in_a_row(world, digits_model, sampler, tmp_path):
+    """Law 4: killed at ten random moments, nothing is lost, nothing is made twice, and the bytes are the same."""
+    options = {"rows_per_shard": 1, "max_completion_length": 40, "batch_size": 1}
+    command = arguments(digits_model, world, tmp_path / "killed", **options)
+    started = time.monotonic()
+    whole = run(arguments(digits_model, world, tmp_path / "whole", **options))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    length = time.monotonic() - started
+    draw = random.Random(0)
+    published: dict[str, int] = {}
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=length * draw.uniform(0.5, 1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        found = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "killed" / "data").glob("cand*")}
+        assert published.items() <= found.items()  # what was published is neither gone nor made again
+        assert all(pq.read_metadata(tmp_path / "killed" / "data" / name).num_rows == 1 for name in found)
+        published = found
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+    assert not list((tmp_path / "killed" / "data").glob(".*"))
+    assert json.loads((tmp_path / "killed" / "summary.json").read_text())["candidates"] == 54
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_bytes_and_survives_the_death_of_a_worker(world, digits_model, tmp_path):
+    pytest.importorskip("ray", reason="install the extra `ray`")
+    options = {"rows_per_shard": 1, "max_completion_length": 60, "batch_size": 1}
+    one = run(arguments(digits_model, world, tmp_path / "one", **options))
+    assert one.returncode == 0, one.stderr[-2000:]
+    command = arguments(digits_model, world, tmp_path / "ray", scheduler="ray", num_workers=2, **options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 150
+    while len(shards(tmp_path / "ray")) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    names = {child.pid: " ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)}
+    workers = [pid for pid, name in names.items() if name.startswith("ray::") and "ShardWorker" in name]
+    if workers:
+        os.kill(workers[0], signal.SIGKILL)
+    early = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "ray" / "data").glob("candidates-*")}
+    output, _ = process.communicate(timeout=200)
+    assert workers and len(early) < 18, output[-3000:]
+    assert process.returncode == 0, output[-3000:]
+    assert shards(tmp_path / "ray") == shards(tmp_path / "one")
+    late = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "ray" / "data").glob("candidates-*")}
+    assert early.items() <= late.items()
+
+
+def test_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
+    """Planned, cut off and resumed; ten times as many rows may not need ten times as much."""
+    program = """
+        import resource, sys
+        sys.path.insert(0, sys.argv[1])
+        from test_workers import EchoSampler, config
+        from sicog_trl.data import load
+        from sicog_trl.generation import generate_candidates, summarize
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peaks = [peak()]
+        settings = config(1, rows_per_shard=1000)
+        class Counting(EchoSampler):
+            def sample(self, requests):
+                for number, answer in super().sample(requests):
+                    self.asked.clear()
+                    yield number, answer
+        for index in (0, 1):
+            dataset = load(sys.argv[2])
+            generate_candidates(dataset, Counting(), settings, sys.argv[3], "m", index, 2, show_progress=False)
+            peaks.append(peak())
+        plan = generate_candidates(load(sys.argv[2]), None, settings, sys.argv[3], "m")  # nothing is left to ask
+        assert summarize(plan)["candidates"] == plan.num_rows
+        print(plan.num_rows, peaks[-1] - peaks[0])
+    """
+    grown = {}
+    for count in (10_000, 100_000):
+        save(questions(count), tmp_path / f"in-{count}", "train")
+        command = [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)]
+        done = run([*command, str(tmp_path / f"in-{count}"), str(tmp_path / f"out-{count}")])
+        assert done.returncode == 0, done.stderr[-2000:]
+        found, megabytes = map(int, done.stdout.split()[-2:])
+        assert found == count
+        grown[count] = megabytes
+    assert grown[100_000] < grown[10_000] + 60, grown
