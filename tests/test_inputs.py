@@ -199,6 +199,10 @@ def test_image_folder_with_csv_metadata_and_columns_of_images(tmp_path):
         ({}, "holds no images, Parquet files or WebDataset tars; it is empty"),
         ({"a.txt": "x"}, r"holds no images, .*, only files such as a\.txt"),
         ({"a.png": b"", "b.parquet": b""}, r"a mix: 1 image files \(the first is a\.png\), 1 Parquet files"),
+        (
+            {"data/train-00000-of-00001-ab12.parquet": b""},
+            "1 Parquet files lie in sub-folders, the first is data/train",
+        ),
         ({"x/b.tar": b""}, "1 tar files lie in sub-folders, the first is x/b.tar; name one sub-folder"),
         ({"train/a.png": b"", "test/b.png": b""}, r"has sub-folders for splits \(test, train\); name the one to use"),
         ({"a.png": b"", "metadata.jsonl": jsonl({"file": "a.png"})}, r"see metadata\.jsonl: `file_name`"),
@@ -344,6 +348,19 @@ def test_unusable_columns_are_refused_at_once(columns, message):
         ImageRows(Dataset.from_dict(columns))
 
 
+def test_columns_of_large_images_are_gathered_in_pieces(monkeypatch):
+    """An Arrow array ends at two gigabytes, which the images of a few columns may exceed together."""
+    columns = {f"image_{c}": [stored(b"%d %d" % (c, n)) for n in range(9)] for c in range(3)}
+    dataset = Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Image())))
+    rows = ImageRows(dataset)
+    expected = rows.table(range(9))
+    monkeypatch.setattr(inputs, "_GATHERED_BYTES", 100)
+    found = rows.table(range(9))
+    assert found.to_pylist() == expected.to_pylist()
+    assert found["images"].num_chunks > expected["images"].num_chunks == 1
+    assert [image["bytes"] for image in found["images"][8].as_py()] == [b"0 8", b"1 8", b"2 8"]
+
+
 def test_rows_travel_to_other_processes(tmp_path):
     write(tmp_path, {"a.png": png(), "b.png": png()})
     rows = ImageRows(load_images(str(tmp_path)))
@@ -479,8 +496,9 @@ def test_planning_100_000_rows_takes_bounded_memory(tmp_path):
 def test_planning_large_images_takes_bounded_memory(monkeypatch):
     monkeypatch.setattr(inputs, "_BATCH_BYTES", 1 << 20)
     image = stored(bytes(500_000))
-    rows = ImageRows(Dataset.from_list([{"id": str(n), "image": image, "image_2": image} for n in range(50)]))
-    assert peak_of(rows) < 5 << 20  # 50 MB of images
+    features = Features({"id": Value("string"), "left": Image(), "right": Image()})
+    rows = [{"id": str(n), "left": image, "right": image} for n in range(50)]
+    assert peak_of(ImageRows(Dataset.from_list(rows, features=features))) < 5 << 20  # 50 MB of images
 
 
 # Images --------------------------------------------------------------------------------------------------------------

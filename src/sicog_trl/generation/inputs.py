@@ -28,8 +28,9 @@ from .images import identity
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = dict.fromkeys(ImageFolder.EXTENSIONS, "image") | {".parquet": "Parquet", ".tar": "tar"}
-_SPLITS = "train training validation valid val dev test testing eval evaluation".split()
+_SPLITS = frozenset("train training validation valid val dev test testing eval evaluation".split())
 _BATCH_BYTES = 64 << 20  # ours: bounds what is held at once while planning, whatever the size of an image
+_GATHERED_BYTES = 256 << 20
 _NO_ROWS = "the input has no rows; there is nothing to generate for"
 _BATCH_ROWS = 4096
 _HASHING_THREADS = 8  # ours: files on a network drive answer slowly, but many at once
@@ -70,7 +71,7 @@ def load_images(name: str, config: str | None = None, split: str = "train", revi
     folder = path / config if config else path
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; name a folder, a Parquet file, a .tar or a Hub id")
-    if any((folder / "data").glob("*.parquet")):
+    if any((folder / "data").glob(f"*-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet")):
         return load(str(path), config, split)
     kind, found = _survey(folder)
     if kind == "image":
@@ -115,7 +116,7 @@ def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
     chosen = [file for file in files if split_of[file] == split] if splits else files
     if not chosen or (not splits and split != "train"):
         raise FileNotFoundError(f"{where} has no split {split!r}; it has: {', '.join(sorted(splits)) or 'train'}")
-    if left := [file.name for file in files if file not in set(chosen)]:
+    if left := [file.name for file in files if splits and split_of[file] != split]:
         logger.warning("%s: %d files are not of the split %r and left out: %s", where, len(left), split, left[0])
     return chosen
 
@@ -178,9 +179,9 @@ def _load_folder(folder: Path, found: dict[str, list[str]], split: str) -> Datas
     tops = {image.split("/")[0] if "/" in image else "" for image in found["image"]}
     if split != "train":
         raise FileNotFoundError(f"{folder} is a folder of images and has no split {split!r}; name a sub-folder")
-    if len(tops) > 1 and tops & set(_SPLITS) and not set(ImageFolder.METADATA_FILENAMES) & set(found["metadata"]):
+    if len(tops) > 1 and tops & _SPLITS and not set(ImageFolder.METADATA_FILENAMES) & set(found["metadata"]):
         raise ValueError(
-            f"{folder} has sub-folders for splits ({', '.join(sorted(tops & set(_SPLITS)))}); name the one to use"
+            f"{folder} has sub-folders for splits ({', '.join(sorted(tops & _SPLITS))}); name the one to use"
         )
     # Patterns, not a list: each name of a list would be looked up on its own. And no data_dir: the builder would then
     # take a file such as `test_1.jpg` for a split and leave the others out.
@@ -350,8 +351,9 @@ class ImageRows:
         if raw.nbytes <= _BATCH_BYTES:
             raw = raw.combine_chunks()  # shuffled rows come one by one
         # Rows of several image columns are gathered, in pieces, since an Arrow array ends at two gigabytes.
-        batches, pieces = raw.to_batches(max_chunksize=256 if len(self._images) > 1 else None), []
-        for batch in batches:
+        size = max(1, len(raw) * _GATHERED_BYTES // max(1, raw.nbytes)) if len(self._images) > 1 else None
+        pieces = []
+        for batch in raw.to_batches(max_chunksize=size):
             pieces.append(self._contract(batch, start))
             start += len(batch)
         return pa.Table.from_batches(pieces, schema=IMAGES_FEATURES.arrow_schema)
