@@ -98,7 +98,7 @@ def generation(model: Path, size: dict[str, Any]) -> dict[str, dict[str, Any]]:
     list(batched.sample(few[:2]))  # what only the first call of a process pays
     sides = {
         "one at a time": (len(few), lambda: list(single.sample(few))),
-        f"batches of {min(size['batch_size'], len(requests))}": (len(requests), lambda: list(batched.sample(requests))),
+        f"batches of {min(size['batch_size'], len(scenes))}": (len(scenes), lambda: list(batched.sample(requests))),
     }
     return rates(sides, size["repeats"])
 

@@ -5,6 +5,7 @@ accelerate launch recipes/generate.py --config recipes/digits/generate.yaml
 """
 
 import json
+import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -43,12 +44,11 @@ class GenerateArguments:
             Make every `num_shards`-th shard, starting at `shard_index`: one job of an array. The processes of
             `accelerate launch` divide these further.
         plan_only (`bool`, *optional*, defaults to `False`):
-            Check and hash the input, write `plan.json`, say what is to do, and stop: once, before the jobs of an array.
+            Check and hash the input, write `plan.json`, say what is to do, and stop: once, before an array of jobs.
         retry_failed (`bool`, *optional*, defaults to `False`):
             Ask again for what rows with an error lack.
         scheduler (`str`, *optional*, defaults to `"process"`):
-            `"ray"` hands the shards to the workers of a Ray cluster: a running one (`RAY_ADDRESS`) or one of this
-            machine.
+            `"ray"` hands the shards to the workers of a cluster: a running one (`RAY_ADDRESS`) or one of this machine.
         num_workers (`int`, *optional*):
             Workers of Ray; one per GPU of the cluster, or one, unless given.
     """
@@ -77,10 +77,12 @@ def main(
     args: GenerateArguments,
 ) -> None:
     """Load the images, plan, generate what is missing, summarise what is there."""
-    if sampler_args.sampler != "openai":
+    if sampler_args.sampler != "openai" or not model_args.model_name_or_path:
         check_model(model_args.model_name_or_path)
     if not script_args.dataset_name:
         raise ValueError("dataset_name is missing: name the folder or the Hub id of the images")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sicog_trl").setLevel(logging.INFO)
     # Without `cpu`, processes on the CPU do not find each other. The first one may hash images for hours.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     model, images = absolute(model_args.model_name_or_path), absolute(script_args.dataset_name)
@@ -94,16 +96,7 @@ def main(
         args.num_shards * state.num_processes,
         args.retry_failed,
     )
-    sampler = partial(
-        load_sampler,
-        sampler_args,
-        model,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype,
-        max_completion_length=candidate_args.max_completion_length,
-        temperature=candidate_args.temperature,
-        top_p=candidate_args.top_p,
-    )
+    sampler = partial(load_sampler, sampler_args, candidate_args, model, model_args.model_revision, model_args.dtype)
     if args.plan_only:
         print(f"{plan.output_dir}: {plan.num_rows} rows in {plan.num_shards} shards; {len(shards)} are to do")
         return

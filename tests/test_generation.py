@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -443,7 +442,6 @@ def test_large_images_are_scaled_down(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (Dataset.from_dict({"image": ["x"]}), r"the input has no column 'id'; it has \['image'\]"),
         (Dataset.from_dict({"id": ["x"]}), r"the input has no column 'images'; it has \['id'\]"),
         (scenes({"id": "a"}, {"id": "b"}, {"id": "a"}), "row 2: the id 'a' was used before"),
         (scenes({"id": "a"}).select([]), "the input has no rows"),

@@ -22,9 +22,8 @@ from PIL import Image as PILImage
 from PIL import ImageFile
 
 from sicog_trl.data import IMAGES_FEATURES, save
-from sicog_trl.generation import inputs
+from sicog_trl.generation import ImageRows, inputs, load_images, sources
 from sicog_trl.generation.images import UnreadableImageError, identity, open_image
-from sicog_trl.generation.inputs import ImageRows, load_images
 
 
 RNG = np.random.default_rng(0)
@@ -230,7 +229,7 @@ def test_missing_source_is_named(tmp_path):
 
 def test_hub_dataset_is_loaded_as_everywhere_else(monkeypatch):
     asked = []
-    monkeypatch.setattr(inputs, "load", lambda *options: asked.append(options))
+    monkeypatch.setattr(sources, "load", lambda *options: asked.append(options))
     load_images("owner/name", "config", "test", "v1")
     load_images("name")
     assert asked == [("owner/name", "config", "test", "v1"), ("name", None, "train", None)]
@@ -654,4 +653,4 @@ def test_warnings_go_to_the_log_of_this_module(tmp_path, caplog):
     write(tmp_path, {"a.png": png(), "b.txt": "x"})
     with caplog.at_level(logging.WARNING):
         load_images(str(tmp_path))
-    assert {record.name for record in caplog.records} == {"sicog_trl.generation.inputs"}
+    assert {record.name for record in caplog.records} == {"sicog_trl.generation.sources"}

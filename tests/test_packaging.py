@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 
 ROOT = Path(__file__).parents[1]
-NOT_IN_THE_STACK = {"vllm", "ray", "decord"}  # optional, and not part of what the tests run on
+NOT_IN_THE_STACK = {"vllm", "decord"}  # optional, and not part of what the tests run on
 
 
 @pytest.fixture(scope="module")

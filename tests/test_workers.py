@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from openai_server import StubServer
 from PIL import Image as PILImage
 
 from sicog_trl.data import IMAGES_FEATURES, load, save
@@ -21,12 +22,16 @@ from sicog_trl.files import AnotherRunError
 from sicog_trl.generation import (
     CandidateConfig,
     Failure,
+    ImageRows,
     Response,
     TransformersSampler,
+    asking,
     generate_candidates,
+    make_plan,
+    make_shards,
     summarize,
+    worker,
 )
-from sicog_trl.generation import candidates as candidates_module
 
 
 ROOT = Path(__file__).parents[1]
@@ -261,9 +266,6 @@ def test_an_image_that_the_processor_refuses_is_an_error_of_its_row(sampler, tmp
 
 
 def test_rows_that_change_after_the_plan_was_made_are_refused(world, tmp_path):
-    from sicog_trl.generation import ImageRows, make_plan
-    from sicog_trl.generation.worker import make_shards
-
     images = ImageRows(questions(12))
     plan = make_plan(images, config(), tmp_path, "m")
     other = ImageRows(questions(13).select(range(1, 13)))
@@ -273,11 +275,9 @@ def test_rows_that_change_after_the_plan_was_made_are_refused(world, tmp_path):
 
 def test_windows_bound_the_open_images_and_change_nothing(world, sampler, tmp_path, monkeypatch):
     generate_candidates(load(world), sampler, config(rows_per_shard=100), tmp_path / "one", "m")
-    sizes, real = [], candidates_module._answer
-    monkeypatch.setattr(candidates_module, "_WINDOW_PIXELS", 4 * 32 * 32)
-    monkeypatch.setattr(
-        candidates_module, "_answer", lambda window, *rest: sizes.append(window) or real(window, *rest)
-    )
+    sizes, real = [], worker._answer
+    monkeypatch.setattr(asking, "_WINDOW_PIXELS", 4 * 32 * 32)
+    monkeypatch.setattr(worker, "_answer", lambda window, *rest: sizes.append(window) or real(window, *rest))
     generate_candidates(load(world), sampler, config(rows_per_shard=100), tmp_path / "many", "m")
     assert shards(tmp_path / "one") == shards(tmp_path / "many")
     assert [len(window[0]) for window in sizes] == [4, 4, 4, 4, 2]
@@ -422,3 +422,38 @@ def test_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
         assert found == count
         grown[count] = megabytes
     assert grown[100_000] < grown[10_000] + 60, grown
+
+
+# A server ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_over_a_server_that_stumbles_and_dies(tmp_path):
+    """The recipe over real HTTP: faults are retried, a refused row is a row, a dead server stops the run."""
+    save(questions(20), tmp_path / "images", "train")
+    stumbled: set[str] = set()
+
+    def stumble(prompt: str) -> str | None:
+        if "What is 7 + 1?" in prompt:
+            return "400"
+        fault = {"What is 2 ": "429", "What is 3 ": "500", "What is 4 ": "cut", "What is 5 ": "invalid"}
+        name = next((name for name in fault if name in prompt), None)
+        if name is None or name in stumbled:
+            return None
+        stumbled.add(name)
+        return fault[name]
+
+    with StubServer() as server:
+        server.fault = stumble
+        command = arguments("stub", tmp_path / "images", tmp_path / "out", sampler="openai", rows_per_shard=5)
+        done = run([*command, "--base_url", server.base_url, "--concurrency", "4"])
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = {row["id"]: row for row in rows(tmp_path / "out")}
+    assert found["row-7"]["error"].startswith("refused: row 'row-7': ")
+    assert all(len(row["candidates"]) == 3 for key, row in found.items() if key != "row-7")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["failed_by_reason"], summary["distinct_per_row"]) == ({"refused": 1}, 3.0)
+    assert len(stumbled) == 4
+    done = run([*command, "--base_url", server.base_url, "--retry_failed", "true"])  # nobody listens any more
+    assert done.returncode != 0
+    assert server.base_url in done.stderr.splitlines()[-1]
+    assert {row["id"]: row for row in rows(tmp_path / "out")} == found

@@ -19,8 +19,8 @@ git archive HEAD | tar -x -C "$code"
 job() { # flavor, then options of this job alone; prints the id of the job
     # shellcheck disable=SC2016 # the shell inside the job fills in "$@"
     hf jobs run "${mode[@]}" --flavor "$1" --timeout 6h --attempts 2 --secrets HF_TOKEN --volume "$code:/code" \
-        --volume "hf://buckets/$bucket:/bucket" ghcr.io/astral-sh/uv:python3.12-bookworm bash -c \
-        'cp -r /code /work && cd /work && uv pip install --system -c constraints.txt . torchvision &&
+        --volume "hf://buckets/$bucket:/bucket" python:3.11 bash -c \
+        'cp -r /code /work && cd /work && pip install -q -c constraints.txt . torchvision &&
             exec python recipes/generate.py "$@"' generate "${options[@]}" "${@:2}"
 }
 

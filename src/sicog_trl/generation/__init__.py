@@ -1,10 +1,11 @@
 """Candidates: a plan of shards, one small interface, several samplers behind it."""
 
 from .candidates import CandidateConfig
-from .inputs import ImageRows, load_images
+from .inputs import ImageRows
 from .plan import Plan, make_plan
 from .samplers import SamplerConfig, load_sampler
 from .sampling import Failure, Request, Response, Sampler
+from .sources import load_images
 from .summary import summarize
 from .transformers_sampler import TransformersSampler
 from .worker import generate_candidates, make_shards

@@ -14,9 +14,10 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from .candidates import CandidateConfig
-from .inputs import ImageRows, load_images
+from .inputs import ImageRows
 from .plan import Plan
 from .sampling import Sampler
+from .sources import load_images
 from .worker import Progress, make_shard
 
 

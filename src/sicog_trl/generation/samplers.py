@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from .candidates import CandidateConfig
 from .sampling import Sampler
 from .transformers_sampler import TransformersSampler
 
@@ -56,11 +57,11 @@ class SamplerConfig:
 
 def load_sampler(
     config: SamplerConfig,
+    candidates: CandidateConfig,
     model_name_or_path: str,
     revision: str | None = None,
     dtype: str | None = "auto",
     device: str | None = None,
-    **sampling: float,
 ) -> Sampler:
     """
     Make the sampler that `config` names.
@@ -68,6 +69,8 @@ def load_sampler(
     Args:
         config ([`SamplerConfig`]):
             Which one.
+        candidates ([`CandidateConfig`]):
+            Says how to sample.
         model_name_or_path (`str`):
             The model; for a server the name that it is served under, unless `served_model_name` gives another.
         revision (`str`, *optional*):
@@ -76,9 +79,8 @@ def load_sampler(
             Precision of the weights in this process.
         device (`str`, *optional*):
             Device in this process; a GPU if there is one.
-        sampling:
-            `max_completion_length`, `temperature` and `top_p`.
     """
+    sampling = {name: getattr(candidates, name) for name in ("max_completion_length", "temperature", "top_p")}
     if config.sampler == "openai":
         from .openai_sampler import OpenAISampler
 

@@ -73,9 +73,9 @@ class Sampler(Protocol):
     """
     Anything that answers requests.
 
-    What concerns one request alone (an image that the processor refuses, a prompt that is too long) is a [`Failure`] of
-    that request; what concerns all of them (a server that is gone, a full memory) is an exception: the shard is not
-    published, and a later run makes it.
+    What concerns one request alone (an image that the processor refuses, a prompt that is too long) is a [`Failure`]
+    of that request; what concerns all of them (a server that is gone, a full memory) is an exception: the shard is
+    not published, and a later run makes it.
 
     Attributes:
         placeholders (`tuple[str, ...]`):

@@ -87,7 +87,8 @@ class TransformersSampler:
     ) -> Iterator[tuple[int, list[Response] | Failure]]:
         try:
             inputs = self._encode(requests, prompts)
-        except Exception as error:  # a processor says in its own way that it cannot take an image (too thin, too small)
+        # Every processor has its own way to say that it cannot take an image: too thin, too small, too many.
+        except Exception as error:
             if len(numbers) == 1:
                 yield numbers[0], Failure("refused", f"the processor cannot take it: {type(error).__name__}: {error}")
                 return

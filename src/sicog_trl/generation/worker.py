@@ -1,16 +1,20 @@
 """Workers: each makes its shards one after the other and shows how far it is."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .candidates import CandidateConfig, fill
+from ..data import CANDIDATES_FEATURES
+from .asking import Asked, Row, Window, ahead, windows
+from .candidates import CandidateConfig
 from .inputs import ImageRows
 from .plan import Plan, make_plan
-from .sampling import Response, Sampler
+from .sampling import Failure, Response, Sampler
 
 
 class Progress:
@@ -51,6 +55,91 @@ class Progress:
 
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
+
+
+def fill(
+    table: pa.Table,
+    sampler: Sampler,
+    config: CandidateConfig,
+    known: pa.Table | None = None,
+    inherited: pa.Table | None = None,
+    on_row: Callable[[bool], None] = lambda failed: None,
+    on_response: Callable[[Response], None] = lambda response: None,
+) -> pa.Table:
+    """
+    Append the task, the candidates and the error of each row to the untouched input columns.
+
+    Args:
+        table (`pa.Table`):
+            Rows of the images contract, images undecoded.
+        sampler (`Sampler`):
+            Answers the requests.
+        config ([`CandidateConfig`]):
+            Which candidates to sample.
+        known (`pa.Table`, *optional*):
+            What this run has sampled for these rows before; only what is missing is sampled.
+        inherited (`pa.Table`, *optional*):
+            Candidates of these rows from an earlier round, which count among those asked for.
+        on_row, on_response (`Callable`, *optional*):
+            Called when a row is done, with whether it failed, and with each response.
+
+    Returns:
+        `pa.Table`: with the schema of the candidates contract.
+    """
+    contents = table.select(["id", "question"]).to_pylist()
+    before = [
+        earlier["candidates"].to_pylist() if earlier is not None else [[]] * len(contents)
+        for earlier in (known, inherited)
+    ]
+    rows = [Row(*parts) for parts in zip(contents, table["images"], *before, strict=True)]
+    for window in ahead(windows(rows, sampler.placeholders, config)):
+        _answer(window, sampler, on_row, on_response)
+    columns = {
+        "task": [row.task for row in rows],
+        "candidates": [row.collected(config) for row in rows],
+        "error": [row.error for row in rows],
+    }
+    schema = CANDIDATES_FEATURES.arrow_schema
+    for name, values in columns.items():
+        table = table.append_column(schema.field(name), pa.array(values, type=schema.field(name).type))
+    return table.cast(schema)
+
+
+def _answer(
+    window: Window, sampler: Sampler, on_row: Callable[[bool], None], on_response: Callable[[Response], None]
+) -> None:
+    """Sample all requests of a window and hand the answers to their rows."""
+    rows, asked = window
+    for one in asked:
+        one.row.unanswered += 1
+    for row in rows:
+        if not row.unanswered:
+            on_row(row.error is not None)
+    for number, answer in sampler.sample([one.request for one in asked]):
+        one = asked[number]
+        if isinstance(answer, Failure):
+            one.row.errors[number] = f"{answer.reason}: row {one.row.id!r}: {answer.message}"
+        else:
+            for seed, response in zip(one.request.seeds, answer, strict=True):
+                one.row.candidates[one.mode, seed] = _candidate(one, seed, response)
+                on_response(response)
+        one.row.unanswered -= 1
+        if not one.row.unanswered:
+            on_row(one.row.error is not None)
+    if left := sum(row.unanswered for row in rows):
+        raise RuntimeError(f"{type(sampler).__name__} left {left} of {len(asked)} requests without an answer")
+
+
+def _candidate(asked: Asked, seed: int, response: Response) -> dict[str, Any]:
+    return {
+        "text": response.text,
+        "mode": asked.mode,
+        "prompt": asked.request.prompt,
+        "seed": seed,
+        "finish_reason": response.finish_reason,
+        "num_tokens": response.num_tokens,
+        "corruption": asked.corruption,
+    }
 
 
 def make_shard(
