@@ -31,6 +31,7 @@ from sicog_trl.generation import (
     Response,
     TransformersSampler,
     generate_candidates,
+    sampling,
     summarize,
 )
 from sicog_trl.generation.sampling import SeededSampling, candidate_seed, uniform
@@ -281,6 +282,32 @@ def test_sampled_frequencies_are_the_models_probabilities():
     assert (tokens == 0).double().mean().item() == pytest.approx(share, abs=0.015)
 
 
+@pytest.mark.parametrize("sharpness", [0.1, 3.0, 10.0])
+def test_the_nucleus_is_the_same_however_it_is_found(sharpness, monkeypatch):
+    """Flat distributions take the way of the whole vocabulary, sharp ones the short one, rows of a batch either."""
+    logits = torch.randn(64, 3000, generator=torch.Generator().manual_seed(0)) * sharpness
+    logits[::2] *= 0.1
+    seeds, ids = range(64), torch.zeros(64, 1, dtype=torch.long)
+    drawn = [SeededSampling(seeds, 1, 0.7, 0.9)(ids, logits).argmax(-1)]
+    monkeypatch.setattr(sampling, "_FEW", 3000)
+    drawn.append(SeededSampling(seeds, 1, 0.7, 0.9)(ids, logits).argmax(-1))
+    alone = [SeededSampling([i], 1, 0.7, 0.9)(ids[:1], logits[i : i + 1]).argmax(-1) for i in range(64)]
+    assert drawn[0].tolist() == drawn[1].tolist() == torch.cat(alone).tolist()
+    probabilities, order = (logits.double() / 0.7).softmax(-1).sort(descending=True)
+    sizes = 1 + (probabilities.cumsum(-1) < 0.9).sum(-1)
+    ranks = (order == drawn[0][:, None]).float().argmax(-1)
+    assert (ranks < sizes).all()
+    assert sharpness != 3.0 or {bool(size > 256) for size in sizes} == {True, False}
+
+
+def test_equally_likely_tokens_are_all_kept_or_none():
+    """A tie at the border of the nucleus must not depend on how the tokens were sorted."""
+    logits = torch.tensor([3.0, *[1.0] * 400, *[-9.0] * 100])
+    draw = SeededSampling(range(20_000), prompt_length=1, temperature=1.0, top_p=0.5)
+    tokens = draw(torch.zeros(20_000, 1, dtype=torch.long), logits.expand(20_000, -1)).argmax(-1)
+    assert set(tokens.tolist()) == set(range(401))
+
+
 def test_temperature_zero_is_greedy(digits_model):
     images = [PILImage.new("RGB", (32, 32), "blue")]
     sampler = TransformersSampler(str(digits_model), max_completion_length=LENGTH, temperature=0)
@@ -324,6 +351,19 @@ def test_rows_are_asked_in_the_modes_of_their_task(world, tmp_path):
             assert (row["task"], modes) == ("description", {"chain_of_description": 2, "detailed_description": 1})
         for candidate in row["candidates"]:
             assert candidate["text"] == f"{candidate['prompt'][:8]} {candidate['seed']}"
+
+
+def test_an_image_is_encoded_once_for_all_candidates(sampler):
+    tower = next(module for name, module in sampler.model.named_modules() if name.endswith("vision_tower"))
+    seen = []
+    handle = tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+    )
+    requests = [Request([PILImage.new("RGB", (32, 32))], "Describe the image in detail.", [7, 8, 9])] * 2
+    answers = dict(sampler.sample(requests))
+    handle.remove()
+    assert [len(answers[number]) for number in (0, 1)] == [3, 3]
+    assert seen == [2]
 
 
 def test_image_token_is_never_sampled(digits_model):

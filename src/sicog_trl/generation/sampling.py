@@ -124,7 +124,10 @@ class SeededSampling(LogitsProcessor):
     """
     Draw the next token of each sequence from its own stream, by inverting the cumulative distribution.
 
-    Everything but the drawn token gets `-inf`, so that `generate(do_sample=True)` can only take it.
+    Everything but the drawn token gets `-inf`, so that `generate(do_sample=True)` can only take it. The nucleus is
+    sought among the few most likely tokens, which takes a tenth of the time of sorting the vocabulary; only the rows
+    whose nucleus is larger are sorted. Its tokens are drawn from in the order of the vocabulary: there the rounding of
+    another batch moves a boundary a little, while in the order of likelihood it would exchange whole tokens.
 
     Args:
         seeds (`Sequence[int]`):
@@ -134,7 +137,8 @@ class SeededSampling(LogitsProcessor):
         temperature (`float`):
             Above 0; 0 means greedy.
         top_p (`float`):
-            The most likely tokens with at least this probability in total are kept.
+            The most likely tokens with at least this probability in total are kept, and all that are as likely as the
+            last of them.
     """
 
     def __init__(self, seeds: Sequence[int], prompt_length: int, temperature: float, top_p: float):
@@ -144,17 +148,42 @@ class SeededSampling(LogitsProcessor):
         self.top_p = top_p
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.temperature == 0:
-            token = scores.argmax(dim=-1, keepdim=True)
-        else:
-            ordered, tokens = torch.sort(scores.double() / self.temperature, dim=-1, descending=True, stable=True)
-            probabilities = ordered.softmax(dim=-1)
-            cumulative = probabilities.cumsum(dim=-1)
-            cumulative = cumulative.where(cumulative - probabilities < self.top_p, -1.0)
-            mass = cumulative.max(dim=-1, keepdim=True).values
-            draw = torch.from_numpy(uniform(self.seeds, input_ids.shape[1] - self.prompt_length))
-            target = draw.to(scores.device)[:, None] * mass
-            # The first kept token whose cumulative probability exceeds the draw.
-            rank = (cumulative > target).to(torch.uint8).argmax(dim=-1, keepdim=True)
-            token = tokens.gather(-1, rank)
+        token = scores.argmax(dim=-1, keepdim=True) if self.temperature == 0 else self._draw(input_ids, scores)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+    def _draw(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.LongTensor:
+        scaled = scores.float() / self.temperature
+        scaled = scaled - scaled.max(dim=-1, keepdim=True).values
+        draw = torch.from_numpy(uniform(self.seeds, input_ids.shape[1] - self.prompt_length)).to(scores.device)[
+            :, None
+        ]
+        if self.top_p >= 1:
+            return _invert(scaled.double().exp(), draw)
+        mass = scaled.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+        token, found = self._from_nucleus(*scaled.topk(min(_FEW, scaled.shape[-1])), mass, draw)
+        if not found.all():
+            rest = ~found
+            ordered = torch.sort(scaled[rest], dim=-1, descending=True, stable=True)
+            token[rest], _ = self._from_nucleus(*ordered, mass[rest], draw[rest])
+        return token
+
+    def _from_nucleus(
+        self, values: torch.Tensor, tokens: torch.LongTensor, mass: torch.Tensor, draw: torch.Tensor
+    ) -> tuple[torch.LongTensor, torch.BoolTensor]:
+        """Draw from the nucleus if it ends among `values`, which descend, and say whether it does."""
+        probabilities = values.double().exp() / mass
+        last = (probabilities.cumsum(dim=-1) < self.top_p).sum(dim=-1, keepdim=True).clamp(max=values.shape[-1] - 1)
+        threshold = values.gather(-1, last)
+        tokens, order = tokens.sort(dim=-1)
+        kept = probabilities.where(values >= threshold, 0.0).gather(-1, order)
+        return tokens.gather(-1, _invert(kept, draw)), (threshold > values[:, -1:]).squeeze(-1)
+
+
+_FEW = 256  # ours: holds the nucleus of nearly every step of a trained model
+
+
+def _invert(weights: torch.Tensor, draw: torch.Tensor) -> torch.LongTensor:
+    """Return the first index of each row whose cumulative weight exceeds the share `draw` of the whole."""
+    cumulative = weights.cumsum(dim=-1)
+    index = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
+    return index.clamp(max=weights.shape[-1] - 1)
