@@ -209,8 +209,10 @@ def test_model_is_small_and_comes_back_through_the_auto_classes(digits_model, tm
         assert torch.equal(loaded.state_dict()[name], value), name
 
     answers = [
-        TransformersSampler(str(folder), batch_size=2, max_completion_length=8).sample(
-            [Request([Image.new("RGB", (32, 32), "red")], "Describe the image in detail.", [1, 2])]
+        list(
+            TransformersSampler(str(folder), batch_size=2, max_completion_length=8).sample(
+                [Request([Image.new("RGB", (32, 32), "red")], "Describe the image in detail.", [1, 2])]
+            )
         )
         for folder in (digits_model, tmp_path)
     ]

@@ -30,7 +30,7 @@ def small(tmp_path_factory) -> Path:
         config[stage] |= {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         config[stage] |= {"logging_steps": 1, "save_steps": 1}
     config["instruct"] = {}
-    config["generate"] |= {"max_completion_length": 24, "rows_per_shard": 4}
+    config["generate"] |= {"max_completion_length": 96, "rows_per_shard": 4}  # room to stop now and then
     # An untrained model agrees with itself on nothing and finishes no chain: what it writes must come through anyway.
     config["curate"] |= {"min_consistency": 0.0, "strategy": "oracle"}
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
