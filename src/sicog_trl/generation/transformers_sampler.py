@@ -1,13 +1,23 @@
 """The embedded sampler: `generate` of Transformers, batched, every candidate with its own random stream."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from transformers import BatchFeature, LogitsProcessorList
+from transformers import BatchFeature, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from trl.data_utils import prepare_multimodal_messages
 
 from ..checkpoints import load_for_generation, placeholders, prepare_for_generation
+from .cache import growing_cache
 from .sampling import Failure, Request, Response, SeededSampling
+
+
+def _take_what_is_drawn(
+    model: PreTrainedModel, input_ids: torch.LongTensor, generation_config: GenerationConfig, **options: Any
+) -> torch.LongTensor:
+    """Decode as `generate` does when it samples, but do not draw a second time among tokens of which one is left."""
+    generation_config.do_sample = False
+    return model._sample(input_ids, generation_config=generation_config, **options)
 
 
 class TransformersSampler:
@@ -114,7 +124,11 @@ class TransformersSampler:
         length, num_candidates = inputs["input_ids"].shape[1], len(seeds[0])
         sampling = SeededSampling([seed for row in seeds for seed in row], length, self.temperature, self.top_p)
         output = self.model.generate(
-            **inputs, num_return_sequences=num_candidates, logits_processor=LogitsProcessorList([sampling])
+            **inputs,
+            past_key_values=growing_cache(self.model),
+            num_return_sequences=num_candidates,
+            logits_processor=LogitsProcessorList([sampling]),
+            custom_generate=_take_what_is_drawn,
         )
         answers = [self._read(tokens) for tokens in output[:, length:].tolist()]
         return [answers[i : i + num_candidates] for i in range(0, len(answers), num_candidates)]
