@@ -52,7 +52,7 @@ OURS = ("embedded", "server")
 NEED_GPU = ("7b",)
 FULL = {
     "5m": {"rows": 128, "released_rows": 8, "batch_size": 256, "completion_length": 64, "repeats": 5},
-    "256m": {"rows": 16, "released_rows": 1, "batch_size": 32, "completion_length": 64, "repeats": 3},
+    "256m": {"rows": 8, "released_rows": 1, "batch_size": 32, "completion_length": 64, "repeats": 3},
     "7b": {"rows": 128, "released_rows": 2, "batch_size": 256, "completion_length": 64, "repeats": 3},
     "commit": {"rows": 512, "repeats": 10},
 }
