@@ -78,7 +78,7 @@ def main(
 ) -> None:
     """Load the images, plan, generate what is missing, summarise what is there."""
     if sampler_args.sampler != "openai" or not model_args.model_name_or_path:
-        check_model(model_args.model_name_or_path)
+        check_model(model_args.model_name_or_path and absolute(model_args.model_name_or_path))
     if not script_args.dataset_name:
         raise ValueError("dataset_name is missing: name the folder or the Hub id of the images")
     logging.basicConfig(format="%(message)s")
@@ -90,7 +90,9 @@ def main(
     with state.main_process_first():
         rows = ImageRows(load_images(*source))
         fingerprint = model_fingerprint(model, model_args.model_revision)
-        plan = make_plan(rows, candidate_args, Path(args.output_dir).resolve(), fingerprint, model_args.dtype)
+        fingerprint += f" as {sampler_args.served_model_name}" if sampler_args.served_model_name else ""
+        output_dir = Path(args.output_dir).expanduser().resolve()
+        plan = make_plan(rows, candidate_args, output_dir, fingerprint, model_args.dtype)
     shards = plan.missing(
         args.shard_index * state.num_processes + state.process_index,
         args.num_shards * state.num_processes,
@@ -98,16 +100,18 @@ def main(
     )
     sampler = partial(load_sampler, sampler_args, candidate_args, model, model_args.model_revision, model_args.dtype)
     if args.plan_only:
-        print(f"{plan.output_dir}: {plan.num_rows} rows in {plan.num_shards} shards; {len(shards)} are to do")
-        return
+        shards = []
     if args.scheduler == "ray":
         from sicog_trl.generation.ray_scheduler import generate_with_ray
 
-        generate_with_ray(plan, shards, candidate_args, source, sampler, args.num_workers)
+        use_gpus = sampler_args.sampler != "openai"
+        generate_with_ray(plan, shards, candidate_args, source, sampler, args.num_workers, use_gpus)
     elif shards:
         make_shards(plan, shards, candidate_args, rows, sampler(device=str(state.device)), state.is_main_process)
-    if not plan.missing():  # this worker was the last one
-        summary = {**summarize(plan), "sampler": sampler_args.sampler}
+    if missing := plan.missing():
+        print(f"{plan.output_dir}: {len(missing)} of {plan.num_shards} shards are to do")
+    else:  # this worker was the last one
+        summary = {**summarize(plan), "sampler": vars(sampler_args)}
         write_json(plan.output_dir / "summary.json", summary)
         print(json.dumps(summary))
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sicog_trl import files
 from sicog_trl.files import absolute, replacing, write_json, write_text
 
 
@@ -25,24 +25,28 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
 
 
 def test_half_written_files_are_swept_if_nobody_writes_them_any_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "node-1.cluster.example")
+    monkeypatch.setattr(files, "_machine", lambda: "node-1.cluster.example-42")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    path = tmp_path / "a.parquet"
     name = ".a.parquet.{}.{}.abcd1234"
-    gone = tmp_path / name.format("node-1.cluster.example", dead.pid)
-    old = tmp_path / name.format("node-2.cluster.example", dead.pid)
-    kept = [
-        tmp_path / name.format("node-1.cluster.example", os.getpid()),  # still at work
-        tmp_path / name.format("node-3.cluster.example", dead.pid),  # of another machine: who knows
-        tmp_path / name.replace("a.", "b.", 1).format("node-1.cluster.example", dead.pid),  # of another file
+    gone = [
+        tmp_path / name.format("node-1.cluster.example-42", dead.pid),
+        tmp_path / f".b.parquet.node-1.cluster.example-42.{dead.pid}.0123abcd",
+        tmp_path / name.format("node-2.cluster.example-42", dead.pid),  # of another machine, but old
     ]
-    for file in (gone, old, *kept):
+    kept = [
+        tmp_path / name.format("node-1.cluster.example-42", os.getpid()),  # still at work
+        tmp_path / name.format("node-3.cluster.example-42", dead.pid),  # of another machine: who knows
+        tmp_path / name.format("node-1.cluster.example-7", dead.pid),  # of another container
+        tmp_path / ".hidden",
+        tmp_path / ".config.json.bak.1",
+    ]
+    for file in (*gone, *kept):
         file.write_bytes(b"")
     two_days_ago = time.time() - 2 * 24 * 3600
-    os.utime(old, (two_days_ago, two_days_ago))
-    write_text(path, "new")
-    assert sorted(tmp_path.iterdir()) == sorted([path, *kept])
+    os.utime(gone[-1], (two_days_ago, two_days_ago))
+    write_text(tmp_path / "a.parquet", "new")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.parquet", *kept])
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
@@ -69,3 +73,5 @@ def test_absolute_leaves_hub_ids_alone(tmp_path, monkeypatch):
     Path("here").mkdir()
     assert absolute("here") == str(tmp_path / "here")
     assert absolute("owner/name") == "owner/name"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute("~/here") == str(tmp_path / "here")

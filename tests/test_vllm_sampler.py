@@ -210,15 +210,6 @@ def test_a_refused_request_costs_no_other(digits_model: Path):
         assert texts(answers[k]) == [f"({k}, 0, 0) prompt {k} {100 * k + c}" for c in range(3)]
 
 
-def test_when_everything_is_refused_the_run_stops(digits_model: Path):
-    refused = [Request([], "too long", [1])] * 20
-    sampler = VLLMSampler(str(digits_model), chunk_size=8)
-    with pytest.raises(RuntimeError, match="maximum context length"):
-        list(sampler.sample(refused))
-    sampler = VLLMSampler(str(digits_model), chunk_size=8)
-    assert len(list(sampler.sample([*requests(1), *refused]))) == 21
-
-
 def test_a_dead_engine_is_nobodys_failure(digits_model: Path):
     with pytest.raises(EngineDeadError):
         list(VLLMSampler(str(digits_model)).sample([Request([], "dead", [1])]))

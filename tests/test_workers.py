@@ -30,7 +30,7 @@ from sicog_trl.generation import (
     make_plan,
     make_shards,
     summarize,
-    worker,
+    transformers_sampler,
 )
 
 
@@ -50,8 +50,7 @@ class EchoSampler:
         self.asked: list[int] = []
 
     def sample(self, requests):
-        for number in reversed(range(len(requests))):  # any order will do
-            request = requests[number]
+        for number, request in reversed(list(enumerate(requests))):  # any order will do
             if self.refused and self.refused in request.prompt:
                 yield number, Failure("refused", "not that one")
                 continue
@@ -152,7 +151,8 @@ def test_top_up_of_a_run_that_was_cut_off(tmp_path):
 
 
 def test_a_mode_can_be_added(tmp_path):
-    dataset = Dataset.from_dict({"id": ["a"], "images": [[]], "question": [None], "answer": [None]})
+    dataset = Dataset.from_dict({"id": ["a"], "images": [[PILImage.new("RGB", (8, 8))]]})
+    dataset = dataset.cast_column("images", IMAGES_FEATURES["images"])
     for modes in ({MODES[0]: 2}, {MODES[0]: 2, MODES[1]: 1}):
         echo = EchoSampler()
         generate_candidates(dataset, echo, config(description_modes=modes), tmp_path, "m")
@@ -184,15 +184,63 @@ def test_an_earlier_round_must_be_whole_and_of_the_same_rows(tmp_path):
         generate_candidates(dataset, EchoSampler(), config(previous=str(tmp_path)), tmp_path / "b", "m")
     generate_candidates(dataset, EchoSampler(), config(), tmp_path / "a", "m", 0, 2)
     grown = config(6, previous=str(tmp_path / "a"))
-    with pytest.raises(ValueError, match=r"previous: 1 of 3 shards of .* are missing"):
+    with pytest.raises(ValueError, match=r"previous: 1 shards of .* are missing"):
         generate_candidates(dataset, EchoSampler(), grown, tmp_path / "b", "m")
     generate_candidates(dataset, EchoSampler(), config(), tmp_path / "a", "m")
     with pytest.raises(AnotherRunError, match=r"a holds another run: its input is not that of this one"):
         generate_candidates(questions(11), EchoSampler(), grown, tmp_path / "b", "m")
     assert not (tmp_path / "b").exists()
     generate_candidates(dataset, EchoSampler(), grown, tmp_path / "b", "m")
-    with pytest.raises(AnotherRunError, match="previous is '"):
+    with pytest.raises(AnotherRunError, match=r"previous is \{'"):
         generate_candidates(dataset, EchoSampler(), config(6), tmp_path / "b", "m")
+    with pytest.raises(AnotherRunError, match=r"a holds another run: .* is .*: 3} there and .*: 2} here"):
+        generate_candidates(dataset, EchoSampler(), config(2, previous=str(tmp_path / "a")), tmp_path / "c", "m")
+    with pytest.raises(ValueError, match=r"previous: corruptions is None there and \['gaussian_blur'\] here"):
+        blurred = config(6, previous=str(tmp_path / "a"), corruptions=["gaussian_blur"])
+        generate_candidates(dataset, EchoSampler(), blurred, tmp_path / "c", "m")
+    (tmp_path / "a" / "data" / "candidates-00001-of-00003.parquet").unlink()
+    with pytest.raises(ValueError, match=r"previous: 1 shards of .* are missing"):
+        generate_candidates(dataset, EchoSampler(), grown, tmp_path / "b", "m")
+
+
+def test_an_earlier_round_may_grow_later(tmp_path):
+    """What a round has taken stays what it was, and nothing that was sampled is dropped."""
+    dataset = questions(12)
+    failing = EchoSampler("one ", refused="What is 3 + 1?")
+    generate_candidates(dataset, failing, config(3), tmp_path / "a", "m1")
+    grown = config(6, previous=str(tmp_path / "a"))
+    generate_candidates(dataset, EchoSampler("two "), grown, tmp_path / "b", "m2")
+    before = {row["id"]: [c["text"] for c in row["candidates"]] for row in rows(tmp_path / "b")}
+    assert len(before["row-3"]) == 3 and len(before["row-4"]) == 6
+    generate_candidates(dataset, EchoSampler("one "), config(5), tmp_path / "a", "m1", retry_failed=True)
+    echo = EchoSampler("two ")
+    more = config(7, previous=str(tmp_path / "a"))
+    generate_candidates(dataset, echo, more, tmp_path / "b", "m2")
+    assert len(echo.asked) == 12
+    for row in rows(tmp_path / "b"):
+        texts = [candidate["text"] for candidate in row["candidates"]]
+        assert [text[:3] for text in texts] == ["one"] * 3 + ["two"] * 4
+        assert set(before[row["id"]]) <= set(texts)
+
+
+def test_a_worker_with_an_older_plan_takes_nothing_away(tmp_path):
+    """Two workers, one of which does not know yet that more candidates are asked for."""
+    images = ImageRows(questions(12))
+    old = make_plan(images, config(3), tmp_path, "m")
+    generate_candidates(images, EchoSampler(), config(6), tmp_path, "m")
+    finished = shards(tmp_path)
+    assert old.missing() == []
+    make_shards(old, [0, 1, 2], config(3), images, EchoSampler(), show_progress=False)
+    assert shards(tmp_path) == finished
+
+
+def test_more_candidates_make_the_summary_of_fewer_go_away(tmp_path):
+    generate_candidates(questions(12), EchoSampler(), config(1), tmp_path, "m")
+    (tmp_path / "summary.json").write_text("{}")
+    generate_candidates(questions(12), EchoSampler(), config(1), tmp_path, "m")
+    assert (tmp_path / "summary.json").exists()
+    generate_candidates(questions(12), EchoSampler(), config(2), tmp_path, "m", 0, 3)
+    assert not (tmp_path / "summary.json").exists()
 
 
 # What goes wrong -----------------------------------------------------------------------------------------------------
@@ -239,9 +287,78 @@ def test_a_sampler_that_forgets_a_request_is_found_out(tmp_path):
         def sample(self, requests):
             yield from list(super().sample(requests))[1:]
 
-    with pytest.raises(RuntimeError, match="Forgetful left 1 of 5 requests without an answer"):
+    with pytest.raises(RuntimeError, match="Forgetful left 1 requests without an answer"):
         generate_candidates(questions(5), Forgetful(), config(), tmp_path, "m")
     assert shards(tmp_path) == {}
+
+
+def test_a_sampler_that_answers_twice_is_found_out(tmp_path):
+    class Stuttering(EchoSampler):
+        def sample(self, requests):
+            answers = list(super().sample(requests))
+            yield from [answers[0], answers[0], *answers[2:]]
+
+    with pytest.raises(RuntimeError, match="Stuttering answered request 4, which was not waiting"):
+        generate_candidates(questions(5), Stuttering(), config(), tmp_path, "m")
+    assert shards(tmp_path) == {}
+
+
+def test_when_everything_is_refused_from_the_start_the_run_stops(tmp_path):
+    """A wrong setting must not turn a million rows into errors; rows that were refused before may be tried again."""
+    with pytest.raises(RuntimeError, match=r"first 20 requests have all failed.*refused: row 'row-4': not that one"):
+        generate_candidates(questions(50), EchoSampler(refused="What"), config(), tmp_path, "m")
+    assert len(shards(tmp_path)) == 3
+    late = tmp_path / "late"
+    generate_candidates(questions(50), EchoSampler(refused="1 + 1"), config(rows_per_shard=50), late, "m")
+    options = {"rows_per_shard": 50, "reasoning_modes": {"direct_answer": 4}}
+    plan = generate_candidates(questions(50), EchoSampler(refused="What"), config(**options), late, "m")
+    assert summarize(plan)["failed"] == 50
+
+
+def test_a_broken_machine_is_nobodys_failure(sampler, tmp_path, monkeypatch):
+    def broken(requests, prompts):
+        raise ImportError("torchvision is missing")
+
+    monkeypatch.setattr(sampler, "_encode", broken)
+    with pytest.raises(ImportError, match="torchvision is missing"):
+        generate_candidates(questions(5), sampler, config(), tmp_path, "m")
+    assert shards(tmp_path) == {}
+
+
+def test_a_prompt_beyond_the_context_is_an_error_of_its_row(digits_model, tmp_path):
+    sampler = TransformersSampler(str(digits_model), max_completion_length=LENGTH)
+    dataset = questions(3).map(lambda row: {"question": row["question"] * (500 if row["id"] == "row-1" else 1)})
+    generate_candidates(dataset, sampler, config(), tmp_path, "m")
+    found = rows(tmp_path)
+    assert [len(row["candidates"]) for row in found] == [3, 0, 3]
+    assert "the prompt has" in found[1]["error"]
+
+
+def test_rows_that_nobody_can_ask_say_why(tmp_path):
+    image = PILImage.new("RGB", (8, 8))
+    content = {
+        "id": ["nothing", "blank", "no modes"],
+        "images": [[], [image], [image]],
+        "question": [None, "  ", "Why?"],
+    }
+    dataset = Dataset.from_dict(content).cast_column("images", IMAGES_FEATURES["images"])
+    generate_candidates(dataset, EchoSampler(), config(reasoning_modes={}), tmp_path, "m")
+    found = {row["id"]: row for row in rows(tmp_path)}
+    assert found["nothing"]["error"] == "no_image: row 'nothing' has neither an image nor a question"
+    assert (found["blank"]["task"], len(found["blank"]["candidates"])) == ("description", 3)
+    assert found["no modes"]["error"] == "not_asked: row 'no modes': reasoning_modes is empty"
+
+
+def test_views_of_gigantic_images_are_an_error_of_their_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "_MOST_ALTERED", 100)
+    images = [[PILImage.new("RGB", size)] for size in ((10, 10), (10, 11))]
+    dataset = Dataset.from_dict({"id": ["a", "b"], "images": images})
+    dataset = dataset.cast_column("images", IMAGES_FEATURES["images"])
+    for number, options in enumerate(({"views": True}, {"corruptions": ["half_plane_mask"]})):
+        generate_candidates(dataset, EchoSampler(), config(**options), tmp_path / str(number), "m")
+        found = rows(tmp_path / str(number))
+        assert len(found[0]["candidates"]) == 3
+        assert found[1]["error"].startswith("unreadable_image: row 'b': views and damage of 110 pixels")
 
 
 def test_an_image_that_the_processor_refuses_is_an_error_of_its_row(sampler, tmp_path, monkeypatch):
@@ -275,12 +392,13 @@ def test_rows_that_change_after_the_plan_was_made_are_refused(world, tmp_path):
 
 def test_windows_bound_the_open_images_and_change_nothing(world, sampler, tmp_path, monkeypatch):
     generate_candidates(load(world), sampler, config(rows_per_shard=100), tmp_path / "one", "m")
-    sizes, real = [], worker._answer
-    monkeypatch.setattr(asking, "_WINDOW_PIXELS", 4 * 32 * 32)
-    monkeypatch.setattr(worker, "_answer", lambda window, *rest: sizes.append(window) or real(window, *rest))
+    sizes, real = [], sampler._sample
+    monkeypatch.setattr(asking, "_WINDOW_PIXELS", 3 * 32 * 32)
+    monkeypatch.setattr(transformers_sampler, "_WINDOW_PIXELS", 10 * 32 * 32)
+    monkeypatch.setattr(sampler, "_sample", lambda first, window: sizes.append(len(window)) or real(first, window))
     generate_candidates(load(world), sampler, config(rows_per_shard=100), tmp_path / "many", "m")
     assert shards(tmp_path / "one") == shards(tmp_path / "many")
-    assert [len(window[0]) for window in sizes] == [4, 4, 4, 4, 2]
+    assert sizes == [10, 8]
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, digits_model, tmp_path):
@@ -308,7 +426,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, digit
 def test_jobs_of_an_array_share_the_shards(world, digits_model, sampler, tmp_path):
     """Plan once, then three jobs in any order; the last one writes the summary."""
     done = run(arguments(digits_model, world, tmp_path / "array", plan_only="true"))
-    assert "18 rows in 9 shards; 9 are to do" in done.stdout, done.stderr[-2000:]
+    assert "array: 9 of 9 shards are to do" in done.stdout, done.stderr[-2000:]
     assert not (tmp_path / "array" / "data").exists()
     for job, made in ((2, 3), (0, 6), (1, 9)):
         assert not (tmp_path / "array" / "summary.json").exists()

@@ -72,7 +72,7 @@ def model_fingerprint(path: str, revision: str | None = None) -> str:
             Revision of a Hub model.
     """
     if is_local(path) and not Path(path).is_dir():
-        raise FileNotFoundError(f"models: {path} is not a folder; run the stage that writes this model first")
+        raise FileNotFoundError(f"model folder {path} does not exist; run the stage that writes it first")
     parts = [part for part in resolve_adapter(path) if part]
     weights = "+".join(weights_fingerprint(part, revision) for part in parts)
     files = sorted(file for part in parts for pattern in _MODEL_FILES for file in Path(part).glob(pattern))

@@ -3,17 +3,20 @@
 import errno
 import json
 import os
+import re
 import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DAY = 24 * 3600
+_UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{8}")
 
 
 def is_local(name: str | Path) -> bool:
@@ -23,8 +26,9 @@ def is_local(name: str | Path) -> bool:
 
 
 def absolute(name: str) -> str:
-    """Return `name` as an absolute path if it is one here, and as it is if it is a Hub id."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+    """Return `name` as an absolute path if it means one here, and as it is if it is a Hub id."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() or name.startswith("~") else name
 
 
 @contextmanager
@@ -32,18 +36,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     Yield where to write; what was written takes the place of `path` when the block ends without an error.
 
-    What killed processes left half written beside `path` is swept first.
+    What killed processes left half written in the same folder is swept first.
 
     Raises:
         `OSError`: if there is no room; it says so, and `path` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        if _abandoned(leftover):
-            leftover.unlink(missing_ok=True)
+    _sweep(path.parent.resolve())
     # Machine and process stand in the name, so that somebody else can tell whether it is still being written.
-    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    unfinished = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
         _sync(unfinished)
@@ -56,14 +58,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
-    _sync(path.parent)
+    with suppress(OSError):  # not every file system can do that with a folder
+        _sync(path.parent)
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Delete what nobody writes any more, once per process: listing a folder of many shards takes its time."""
+    for leftover in folder.glob(".*"):
+        if _UNFINISHED.fullmatch(leftover.name) and _abandoned(leftover):
+            leftover.unlink(missing_ok=True)
+
+
+@cache
+def _machine() -> str:
+    """Return where process numbers mean what they mean here: containers may share the name of their host."""
+    namespace = Path("/proc/self/ns/pid")
+    number = re.sub(r"\D", "", os.readlink(namespace)) if namespace.exists() else "0"
+    return f"{socket.gethostname()}-{number}"
 
 
 def _abandoned(leftover: Path) -> bool:
     """Return whether nobody writes this half-written file any more: its process is gone, or it is a day old."""
-    written, _, _ = leftover.name.rpartition(".")
-    start, _, pid = written.rpartition(".")
-    if start.endswith(f".{socket.gethostname()}") and pid.isdigit():
+    start, pid, _ = leftover.name.rsplit(".", 2)
+    if start.endswith(f".{_machine()}"):
         return not _lives(int(pid))
     try:
         return time.time() - leftover.stat().st_mtime > _DAY  # of another machine, where nobody here can ask
@@ -116,7 +134,7 @@ def refuse_another_run(folder: str | Path, found: dict[str, Any], wanted: dict[s
         if found.get(key) != wanted.get(key):
             raise AnotherRunError(
                 f"{folder} holds another run: {key} is {found.get(key)!r} there and {wanted.get(key)!r} here. Go back "
-                "to that value, choose another output_dir, or delete the folder"
+                "to that value, or choose another output_dir"
             )
 
 

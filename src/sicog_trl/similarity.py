@@ -82,6 +82,8 @@ def mean_similarity_to_others(vectors: csr_matrix, allowed: np.ndarray | None = 
 
 def fault_of(candidate: dict[str, Any]) -> str | None:
     """Return why a candidate cannot be chosen (`empty`, `truncated` or `incomplete`), or `None`."""
+    if candidate.get("corruption"):
+        return "corrupted"  # about a damaged image: for the rejected side of a pair
     if not candidate["text"].strip():
         return "empty"
     if candidate["finish_reason"] == "length":

@@ -37,8 +37,8 @@ class CandidateConfig:
         rows_per_shard (`int`, *optional*, defaults to `512`):
             Input rows per file: what a crash can lose.
         previous (`str`, *optional*):
-            Folder of the candidates of an earlier round, made of the same rows. They count among those asked for, and
-            only what is missing is sampled: rounds accumulate 3, 6, 9 candidates (SICOG).
+            Folder of the candidates of an earlier round, made of the same rows. As many of them as that round was
+            asked for count among those asked for here: rounds accumulate 3, 6, 9 candidates (SICOG).
         seed (`int`, *optional*, defaults to `0`):
             Seed of the run.
     """
@@ -64,14 +64,19 @@ class CandidateConfig:
     seed: int = field(default=0, metadata={"help": "Seed of the run."})
 
     def __post_init__(self) -> None:
-        if self.rows_per_shard < 1:
-            raise ValueError(f"rows_per_shard is at least 1, got {self.rows_per_shard}")
+        for name in ("rows_per_shard", "max_completion_length", "max_pixels"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature is at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}")
         for name, task in (("description_modes", "description"), ("reasoning_modes", "reasoning")):
             for mode, count in getattr(self, name).items():
                 if task_of(mode) != task:
                     raise ValueError(f"{name}: {mode!r} is a mode of the task {task_of(mode)!r}")
-                if count < 1:
-                    raise ValueError(f"{name}: {mode!r} asks for {count} candidates; leave the mode out instead")
+                if not isinstance(count, int) or count < 1:
+                    raise ValueError(
+                        f"{name}: {mode!r} asks for {count!r} candidates; give a whole number, or leave the mode out"
+                    )
         if unknown := [name for name in self.corruptions or [] if name not in CORRUPTIONS]:
             raise ValueError(f"corruptions: unknown {unknown[0]!r}; choose from {', '.join(CORRUPTIONS)}")
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 64 << 20  # ours: bounds what is held at once while planning, whatever the size of an image
 _GATHERED_BYTES = 256 << 20
-_NO_ROWS = "the input has no rows; there is nothing to generate for"
+NO_ROWS = "the input has no rows; there is nothing to generate for"
 _BATCH_ROWS = 4096
 _HASHING_THREADS = 8  # ours: files on a network drive answer slowly, but many at once
 
@@ -52,7 +52,7 @@ class ImageRows:
                 "'image', or give a 'question' if there are no images"
             )
         if not len(dataset):
-            raise ValueError(_NO_ROWS)
+            raise ValueError(NO_ROWS)
         self._features = features
         self._ids = [name for name in ("id", "__key__") if name in names][:1]
         if "id" not in names and "id" in _json_keys(features):

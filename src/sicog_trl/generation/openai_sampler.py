@@ -5,8 +5,9 @@ import base64
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +47,7 @@ PLACEHOLDERS = (
     "[IMG_END]",
 )
 SENT_AS_STORED = ("image/jpeg", "image/png", "image/webp", "image/gif")  # what the protocol promises to take
-MOST_FAILURES = 20
+MOST_ERRORS = 20
 
 
 class OpenAISampler:
@@ -115,21 +116,20 @@ class OpenAISampler:
         self.supports: ServerSupport | None = None  # until the first request
         # Without spaces: a stray newline is no valid header, and the error about it would show the key.
         self._api_key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or "EMPTY"
-        self._succeeded = False
-        self._failures: list[Failure] = []  # since the last success, as far as they count
+        self._errors: list[str] = []  # since the last answer of any other kind
 
-    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
+    def sample(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
         """See [`Sampler`]."""
         from anyio.from_thread import start_blocking_portal  # what the openai package itself runs on
 
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._connect()) as server:
-            if self.supports is None and len(requests):
-                self.supports = portal.call(server.probe)
             waiting = iter(enumerate(requests))
             running: dict[Future, int] = {}
             try:
                 while True:
                     for number, request in itertools.islice(waiting, self.concurrency - len(running)):
+                        if self.supports is None:
+                            self.supports = portal.call(server.probe)
                         running[portal.start_task_soon(self._answer, server, request)] = number
                     if not running:
                         return
@@ -145,24 +145,14 @@ class OpenAISampler:
         return OpenAIServer(self.model, self.base_url, self._api_key, self.timeout, self.max_retries)
 
     def _count(self, answer: list[Response] | Failure) -> None:
-        """Raise when failures have become those of the server: a wrong setting must not use up a million rows."""
-        if not isinstance(answer, Failure):
-            self._succeeded = True
-            self._failures = []
-        elif not self._succeeded or answer.reason == "server_error":
-            self._failures.append(answer)
-        if len(self._failures) < MOST_FAILURES:
-            return
-        first = self._failures[0]
-        if self._succeeded:
+        """Raise after many errors in a row: a hung engine, behind a front that still lists its models."""
+        failed = isinstance(answer, Failure) and answer.reason == "server_error"
+        self._errors = [*self._errors, answer.message] if failed else []
+        if len(self._errors) >= MOST_ERRORS:
             raise ServerGoneError(
-                f"{self.base_url}: {MOST_FAILURES} requests in a row have failed; the first of them: {first.message}. "
+                f"{self.base_url}: {MOST_ERRORS} requests in a row have failed; the first of them: {self._errors[0]}. "
                 "Finished shards are kept: see what ails the server, and start the run again to resume."
             )
-        raise RuntimeError(
-            f"{self.base_url}: the first {MOST_FAILURES} requests have all failed, so something must be set wrong; "
-            f"the first of them: {first.reason}: {first.message}"
-        )
 
     async def _answer(self, server: OpenAIServer, request: Request) -> list[Response] | Failure:
         content = await asyncio.to_thread(self._content, request)
@@ -176,10 +166,10 @@ class OpenAISampler:
             for seed in [seed for seed in seeds if seed not in answers]:
                 answers |= await server.ask(content, [seed], self.supports, **self.sampling)
         except UnansweredError as error:
-            return error.failure
+            return replace(error.failure, responses=_first(seeds, answers))
         if len(answers) < len(seeds):
             got = f"asked for {len(seeds)}, got {len(answers)} though the missing ones were asked for again"
-            return Failure("too_few_candidates", got)
+            return Failure("too_few_candidates", got, _first(seeds, answers))
         return [answers[seed] for seed in seeds] * (len(request.seeds) // len(seeds))
 
     def _content(self, request: Request) -> list[dict[str, Any]]:
@@ -201,6 +191,11 @@ class OpenAISampler:
         if data is None and self.image_transport == "file":
             return Path(path).absolute().as_uri()
         return _data_url(kind, Path(path).read_bytes() if data is None else data)
+
+
+def _first(seeds: list[int], answers: dict[int, Response]) -> list[Response]:
+    """Return what came for the first seeds, up to the first one that has nothing."""
+    return [answers[seed] for seed in itertools.takewhile(answers.__contains__, seeds)]
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,8 +1,8 @@
 """The plan of a run: a fixed range of input rows becomes one Parquet file that exists if and only if it is complete.
 
 So a run can be killed at any moment and started again, by one process or by many: what is done is there, what is not
-there is to do, and two workers that make the same shard write the same bytes to the same name. The footer of a shard
-says how many candidates of each mode its rows have, so that asking for more later finds what is still to do.
+there is to do, and if two workers make the same shard, the one that has more candidates stays. The footer of a shard
+says how many candidates of each mode its rows were asked for, so that asking for more later finds what is to do.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from .inputs import ImageRows
 
 _MAX_SHARDS = 99_999  # five digits in a file name
 _FOOTER = b"sicog_trl"
-_NO_SETTINGS = {"counts", "source", "digests"}  # keys of plan.json that are compared in their own way
+_NO_SETTINGS = {"counts", "source", "digests", "previous"}  # keys of plan.json that are compared in their own way
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,38 @@ class Plan:
             retry_failed (`bool`, *optional*, defaults to `False`):
                 Also return those with rows that have an error.
         """
-        return [shard for shard in range(shard_index, self.num_shards, num_shards) if self._to_do(shard, retry_failed)]
+        return [
+            shard
+            for shard in range(shard_index, self.num_shards, num_shards)
+            if not self.is_done(shard) or (retry_failed and self._footer(shard)["failed"])
+        ]
 
-    def _to_do(self, shard: int, retry_failed: bool) -> bool:
+    def is_done(self, shard: int) -> bool:
+        """Return whether a shard is published with at least the candidates that this plan asks for."""
         footer = self._footer(shard)
-        return footer is None or footer["counts"] != self.counts or (retry_failed and footer["failed"] > 0)
+        return footer is not None and _covers(footer["counts"], self.counts)
 
     def read(self, shard: int) -> pa.Table | None:
         """Return the candidates and errors of a shard, or `None` if it is not published."""
         path = self.path(shard)
         return pq.read_table(path, columns=["id", "candidates", "error"]) if path.exists() else None
 
+    def inherited(self, shard: int) -> pa.Table | None:
+        """Return the candidates of the earlier round for a shard, or `None` if there was none."""
+        table = self.previous.read(shard) if self.previous else None
+        if self.previous and table is None:
+            raise FileNotFoundError(f"previous: {self.previous.path(shard)} has gone; bring it back")
+        return table
+
     def publish(self, shard: int, table: pa.Table) -> None:
-        """Write a shard beside its place and rename it there."""
+        """Write a shard beside its place and rename it there, unless another worker has published more by now."""
+        footer = self._footer(shard)
+        if footer and footer["counts"] != self.counts and _covers(footer["counts"], self.counts):
+            return
         failed = len(table) - table["error"].null_count
-        footer = {_FOOTER: json.dumps({"counts": self.counts, "failed": failed}).encode()}
+        said = {_FOOTER: json.dumps({"counts": self.counts, "failed": failed}).encode()}
         with replacing(self.path(shard)) as unfinished:
-            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **footer}), unfinished)
+            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **said}), unfinished)
 
     def _footer(self, shard: int) -> dict[str, Any] | None:
         try:
@@ -132,48 +147,83 @@ def make_plan(
     least = -(-len(rows) // _MAX_SHARDS)
     if config.rows_per_shard < least:
         raise ValueError(f"rows_per_shard: {config.rows_per_shard} makes too many files; give at least {least}")
-    path = Path(output_dir, "plan.json")
-    previous, previous_hash = _finished(config.previous) if config.previous else (None, None)
+    output_dir = Path(output_dir)
+    path = output_dir / "plan.json"
     known = {"num_rows": len(rows), "rows_per_shard": config.rows_per_shard, "model": model, "dtype": dtype}
-    known |= config.settings | {"previous": previous_hash}
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    known |= config.settings
+    found = _check_found(path, known, config)
+    previous, taken = _earlier(config, found)
     if found:
-        refuse_another_run(output_dir, {key: found[key] for key in found.keys() - _NO_SETTINGS}, known)
-        _refuse_fewer(output_dir, found["counts"], config.counts)
-    same_source = found and found["source"] == rows.source
-    digests = found["digests"] if same_source else rows.digests(config.rows_per_shard)
+        refuse_another_run(output_dir, {"previous": found["previous"]}, {"previous": taken})
+    digests = found["digests"] if found and found["source"] == rows.source else rows.digests(config.rows_per_shard)
+    found = _check_found(path, known, config)  # somebody else may have planned while this one was hashing
     for folder, others in ((output_dir, found and found["digests"]), (config.previous, previous and previous.digests)):
         if others and list(others) != list(digests):
             raise AnotherRunError(
                 f"{folder} holds another run: its input is not that of this one, or was cut into shards of another "
                 "size. Go back to that input and rows_per_shard, or choose another folder"
             )
-    plan = {**known, "counts": config.counts, "source": rows.source, "digests": digests}
+    plan = {**known, "previous": taken, "counts": config.counts, "source": rows.source, "digests": list(digests)}
     if plan != found:
+        (output_dir / "summary.json").unlink(missing_ok=True)  # of fewer candidates
         write_json(path, plan)
-    return Plan(Path(output_dir), len(rows), config.rows_per_shard, tuple(digests), config.counts, previous)
+    return Plan(output_dir, len(rows), config.rows_per_shard, tuple(digests), config.counts, previous)
 
 
-def _finished(folder: str) -> tuple[Plan, str]:
-    """Return the plan of an earlier round, all of whose shards must be there, and a hash of what it says."""
-    path = Path(folder, "plan.json")
+def _check_found(path: Path, known: dict[str, Any], config: CandidateConfig) -> dict[str, Any] | None:
+    """Return what a plan says that was made before, which must be the plan of this run."""
+    if not path.exists():
+        return None
+    found = _read(path)
+    refuse_another_run(path.parent, {key: found[key] for key in found.keys() - _NO_SETTINGS}, known)
+    if not _covers(config.counts, found["counts"]):
+        _refuse_fewer(path.parent, found["counts"], config.counts)
+    return found
+
+
+def _earlier(config: CandidateConfig, found: dict[str, Any] | None) -> tuple[Plan | None, dict[str, Any] | None]:
+    """Return the plan of the earlier round, all of whose shards must be there, and what this run takes from it."""
+    if not config.previous:
+        return None, None
+    path = Path(config.previous).expanduser().resolve() / "plan.json"
     if not path.exists():
         raise FileNotFoundError(f"previous: {path} does not exist; name the folder of a finished run of generate")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    plan = Plan(path.parent, found["num_rows"], found["rows_per_shard"], tuple(found["digests"]), found["counts"])
+    said = _read(path)
+    # That round may be given more candidates later; what this run has taken from it stays what it was.
+    taken = found["previous"]["counts"] if found and found["previous"] else said["counts"]
+    plan = Plan(path.parent, said["num_rows"], said["rows_per_shard"], tuple(said["digests"]), taken)
     if missing := plan.missing():
-        raise ValueError(f"previous: {len(missing)} of {plan.num_shards} shards of {folder} are missing; finish it")
-    said = json.dumps({key: value for key, value in found.items() if key != "source"}, sort_keys=True)
-    return plan, hashlib.sha256(said.encode()).hexdigest()[:16]
+        raise ValueError(f"previous: {len(missing)} shards of {plan.output_dir} are missing; finish that run first")
+    if said["corruptions"] != config.corruptions:
+        raise ValueError(f"previous: corruptions is {said['corruptions']} there and {config.corruptions} here")
+    if not _covers(config.counts, taken):
+        _refuse_fewer(plan.output_dir, taken, config.counts)
+    settings = {key: value for key, value in said.items() if key not in ("counts", "source")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return plan, {"settings": digest, "counts": taken}
 
 
-def _refuse_fewer(output_dir: str | Path, found: Counts, wanted: Counts) -> None:
-    """Refuse counts that would take candidates away or put them in another order."""
-    for key, modes in found.items():
-        names, asked = [mode for mode, _ in modes], dict(wanted[key])
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON; bring it back, or choose another folder: {error}") from error
+
+
+def _covers(counts: Counts, others: Counts) -> bool:
+    """Return whether `counts` are those of `others` or more of them, in the same order of modes."""
+    for key, modes in others.items():
+        names, asked = [mode for mode, _ in modes], dict(counts[key])
         if list(asked)[: len(names)] != names or any(asked[mode] < count for mode, count in modes):
+            return False
+    return True
+
+
+def _refuse_fewer(folder: Path, found: Counts, wanted: Counts) -> None:
+    for key, modes in found.items():
+        if not _covers({key: wanted[key]}, {key: modes}):
             raise AnotherRunError(
-                f"{output_dir} holds another run: {key} is {dict(modes)} there and {asked} here. Candidates can be "
-                "added to a run, its modes in the same order, but not taken away. Ask for at least as many, choose "
-                "another output_dir, or delete the folder"
+                f"{folder} holds another run: {key} is {dict(modes)} there and {dict(wanted[key])} here. Candidates "
+                "can be added to a run, its modes in the same order, but not taken away. Ask for at least as many, or "
+                "choose another folder"
             )

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
 from .candidates import CandidateConfig
 from .inputs import ImageRows
@@ -52,22 +53,24 @@ class ShardWorker:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
         self.plan, self.config = plan, config
         self.rows, self.sampler = ImageRows(load_images(*source)), load_sampler()
+        self.progress = Progress(plan.num_rows, disable=True)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Make the shards of a batch and return `rows`, `failed` and `tokens` of each."""
-        done: dict[str, list[int]] = {"rows": [], "failed": [], "tokens": []}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
+        """Make the shards of a batch and return `rows`, `failed`, `tokens` and `said` of each."""
+        done: dict[str, list] = {"rows": [], "failed": [], "tokens": [], "said": []}
         for shard in batch["shard"].tolist():
-            with Progress(len(self.plan.rows(shard)), disable=True) as progress:
-                try:
-                    make_shard(self.plan, shard, self.config, self.rows, self.sampler, progress)
-                except Exception as error:
-                    # A dead engine lives on in its process, where Ray would try the next shard in vain.
-                    if type(error).__name__ == "EngineDeadError":
-                        os._exit(1)
-                    raise
-            done["rows"].append(progress.kept + progress.failed)
-            done["failed"].append(progress.failed)
-            done["tokens"].append(progress.tokens)
+            before = self.progress.failed, self.progress.tokens
+            try:
+                said = make_shard(self.plan, shard, self.config, self.rows, self.sampler, self.progress)
+            except Exception as error:
+                # A dead engine lives on in its process, where Ray would try the next shard in vain.
+                if type(error).__name__ == "EngineDeadError":
+                    os._exit(1)
+                raise
+            done["rows"].append(len(self.plan.rows(shard)))
+            done["failed"].append(self.progress.failed - before[0])
+            done["tokens"].append(self.progress.tokens - before[1])
+            done["said"].append(said or "")
         return done
 
 
@@ -78,6 +81,7 @@ def generate_with_ray(
     source: tuple,
     load_sampler: Callable[[], Sampler],
     num_workers: int | None = None,
+    use_gpus: bool = True,
 ) -> None:
     """
     Make shards on the workers of a Ray cluster: a running one, or one that is started on this machine.
@@ -95,13 +99,15 @@ def generate_with_ray(
             Loads what answers, in each worker; it is pickled.
         num_workers (`int`, *optional*):
             Workers; one per GPU of the cluster, or one, unless given.
+        use_gpus (`bool`, *optional*, defaults to `True`):
+            Give each worker a GPU if the cluster has any; what asks a server needs none.
     """
     if not shards:
         return
     if not ray.is_initialized():
         running = os.environ.get("RAY_ADDRESS")
         ray.init(**({} if running else {"num_cpus": max(_LEAST_CPUS, os.cpu_count() or 1)}), log_to_driver=False)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if use_gpus else 0
     num_workers = min(num_workers or gpus or 1, len(shards))
     DataContext.get_current().enable_progress_bars = False  # ours counts rows and tokens
     done = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
@@ -115,5 +121,17 @@ def generate_with_ray(
         max_task_retries=_RESTARTS,
     )
     with Progress(sum(len(plan.rows(shard)) for shard in shards)) as progress:
-        for row in done.iter_rows():
-            progress.add(**row)
+        try:
+            for row in done.iter_rows():
+                if said := row.pop("said"):
+                    progress.say(said)
+                progress.add(**row)
+        except RayError as error:
+            raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what a worker raised: Ray wraps it several times, and a person looks for the last line."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error

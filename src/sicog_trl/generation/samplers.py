@@ -14,7 +14,7 @@ IMAGE_TRANSPORTS = ("data", "file")
 @dataclass
 class SamplerConfig:
     """
-    What samples, and how fast; none of it decides the text of a candidate on one CPU build.
+    What samples, and how fast; none of it decides the text of a candidate on one CPU build in float32.
 
     Args:
         sampler (`str`, *optional*, defaults to `"transformers"`):
@@ -51,8 +51,10 @@ class SamplerConfig:
         for name in ("batch_size", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if (self.sampler == "openai") != (self.base_url is not None):
-            raise ValueError("base_url: the address of the server belongs to `sampler: openai`, which needs it")
+        if self.sampler == "openai" and not self.base_url:
+            raise ValueError("base_url is missing: `sampler: openai` needs the address of a server")
+        if self.sampler != "openai" and (self.base_url or self.served_model_name):
+            raise ValueError(f"base_url and served_model_name belong to `sampler: openai`, not {self.sampler!r}")
 
 
 def load_sampler(

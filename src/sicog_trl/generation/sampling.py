@@ -1,7 +1,7 @@
 """What a sampler is asked and what it answers, and random numbers that belong to a candidate, not to a process."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,10 +63,13 @@ class Failure:
             One word that the row is dropped for, such as `"refused"`.
         message (`str`):
             What happened, for a person.
+        responses (`list[Response]`, *optional*):
+            Those of the first seeds, if some came before it happened.
     """
 
     reason: str
     message: str
+    responses: list[Response] = field(default_factory=list)
 
 
 class Sampler(Protocol):
@@ -84,9 +87,18 @@ class Sampler(Protocol):
 
     placeholders: tuple[str, ...]
 
-    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
-        """Yield, in any order, the number of each request with one response per seed, or with why it has none."""
+    def sample(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
+        """
+        Yield, in any order, the number of each request with one response per seed, or with why it has none.
+
+        Requests hold open images: take them as they are needed, and keep none that is answered.
+        """
         ...
+
+
+def open_pixels(requests: Iterable[Request]) -> int:
+    """Return the number of pixels that requests hold open; an image that several of them share counts once."""
+    return sum({id(image): image.width * image.height for one in requests for image in one.images}.values())
 
 
 def candidate_seed(run_seed: int, row_id: str, prompt: str, index: int) -> int:
@@ -95,7 +107,7 @@ def candidate_seed(run_seed: int, row_id: str, prompt: str, index: int) -> int:
 
     It depends on nothing else: candidate 3 is the same whether 4 or 9 are asked for.
     """
-    digest = hashlib.blake2b(f"{run_seed}|{row_id}|{prompt}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\0".join([str(run_seed), row_id, prompt]).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") + index) % 2**31
 
 
@@ -152,20 +164,19 @@ class SeededSampling(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
 
     def _draw(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.LongTensor:
-        scaled = scores.float() / self.temperature
+        device = "cpu" if scores.device.type == "mps" else scores.device  # Apple's has no double precision
+        scaled = scores.to(device).float() / self.temperature
         scaled = scaled - scaled.max(dim=-1, keepdim=True).values
-        draw = torch.from_numpy(uniform(self.seeds, input_ids.shape[1] - self.prompt_length)).to(scores.device)[
-            :, None
-        ]
+        draw = torch.from_numpy(uniform(self.seeds, input_ids.shape[1] - self.prompt_length)).to(device)[:, None]
         if self.top_p >= 1:
-            return _invert(scaled.double().exp(), draw)
+            return _invert(scaled.double().exp(), draw).to(scores.device)
         mass = scaled.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
         token, found = self._from_nucleus(*scaled.topk(min(_FEW, scaled.shape[-1])), mass, draw)
         if not found.all():
             rest = ~found
             ordered = torch.sort(scaled[rest], dim=-1, descending=True, stable=True)
             token[rest], _ = self._from_nucleus(*ordered, mass[rest], draw[rest])
-        return token
+        return token.to(scores.device)
 
     def _from_nucleus(
         self, values: torch.Tensor, tokens: torch.LongTensor, mass: torch.Tensor, draw: torch.Tensor
@@ -179,7 +190,7 @@ class SeededSampling(LogitsProcessor):
         return tokens.gather(-1, _invert(kept, draw)), (threshold > values[:, -1:]).squeeze(-1)
 
 
-_FEW = 256  # ours: holds the nucleus of nearly every step of a trained model
+_FEW = 64  # ours: holds the nucleus of nearly every step of a trained model
 
 
 def _invert(weights: torch.Tensor, draw: torch.Tensor) -> torch.LongTensor:

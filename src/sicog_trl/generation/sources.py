@@ -17,14 +17,13 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..data import load
 from ..files import is_local
-from .inputs import image_columns
+from .inputs import NO_ROWS, image_columns
 
 
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = dict.fromkeys(ImageFolder.EXTENSIONS, "image") | {".parquet": "Parquet", ".tar": "tar"}
 _SPLITS = frozenset("train training validation valid val dev test testing eval evaluation".split())
-_NO_ROWS = "the input has no rows; there is nothing to generate for"
 
 
 def load_images(name: str, config: str | None = None, split: str = "train", revision: str | None = None) -> Dataset:
@@ -119,7 +118,7 @@ def _load_files(kind: str, files: list[Path]) -> Dataset:
         # Parquet's builder fails at a file without rows.
         filled = [file for file in files if kind == "tar" or pq.read_metadata(file).num_rows]
         if not filled:
-            raise ValueError(_NO_ROWS)
+            raise ValueError(NO_ROWS)
         data_files = {"train": [glob.escape(os.path.abspath(file)) for file in filled]}
         return load_dataset(builder, data_files=data_files, features=features, split="train")
     except Exception as error:

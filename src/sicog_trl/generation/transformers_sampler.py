@@ -1,15 +1,22 @@
 """The embedded sampler: `generate` of Transformers, batched, every candidate with its own random stream."""
 
-from collections.abc import Iterator, Sequence
+import copy
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from transformers import BatchFeature, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from trl.data_utils import prepare_multimodal_messages
 
 from ..checkpoints import load_for_generation, placeholders, prepare_for_generation
 from .cache import growing_cache
-from .sampling import Failure, Request, Response, SeededSampling
+from .sampling import Failure, Request, Response, SeededSampling, open_pixels
+
+
+_WINDOW_PIXELS = 2**27  # ours: about 400 MB of open images, among which requests are sorted by length
 
 
 def _take_what_is_drawn(
@@ -62,7 +69,9 @@ class TransformersSampler:
         self.temperature = temperature
         self.top_p = top_p
 
+        self._features: tuple[list[Image], Any] | None = None  # of the images of the last batch
         self.placeholders = placeholders(self.processor)
+        self.max_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_tokens = prepare_for_generation(
             self.model,
             self.processor,
@@ -78,34 +87,69 @@ class TransformersSampler:
         messages = prepare_multimodal_messages([{"role": "user", "content": request.prompt}], images=request.images)
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
+    def sample(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
         """See [`Sampler`]. Requests of like length share a batch, so that little is padded."""
-        prompts = [self.render(request) for request in requests]
-        # Processors do not take rows with and without images together.
-        kinds = [(len(request.seeds), bool(request.images)) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: (kinds[i], len(prompts[i])))
-        start = 0
-        while start < len(order):
-            kind = num_candidates, _ = kinds[order[start]]
-            batch = order[start : start + max(1, self.batch_size // num_candidates)]
-            batch = [i for i in batch if kinds[i] == kind]
-            yield from self._answer(batch, [requests[i] for i in batch], [prompts[i] for i in batch])
-            start += len(batch)
+        window: list[Request] = []
+        start = pixels = 0
+        for request in requests:
+            window.append(request)
+            pixels += open_pixels([request])
+            if pixels >= _WINDOW_PIXELS:
+                yield from self._sample(start, window)
+                start, window, pixels = start + len(window), [], 0
+        yield from self._sample(start, window)
 
-    def _answer(
-        self, numbers: list[int], requests: list[Request], prompts: list[str]
-    ) -> Iterator[tuple[int, list[Response] | Failure]]:
+    def _sample(self, first: int, requests: list[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
+        prompts = [self.render(request) for request in requests]
+        for batch in self._batches(requests, prompts):
+            answers = self._answer([requests[i] for i in batch], [prompts[i] for i in batch])
+            yield from zip((first + i for i in batch), answers, strict=True)
+        self._features = None
+
+    def _batches(self, requests: list[Request], prompts: list[str]) -> Iterator[list[int]]:
+        """Yield requests that are alike, rows of several modes one mode after the other: over the same images."""
+        rows = [
+            list(row)
+            for _, row in itertools.groupby(
+                range(len(requests)), key=lambda i: tuple(map(id, requests[i].images)) or ("text", i)
+            )
+        ]
+        # Processors do not take rows with and without images together.
+        kinds = [(*(len(requests[i].seeds) for i in row), bool(requests[row[0]].images)) for row in rows]
+        order = sorted(range(len(rows)), key=lambda r: (kinds[r], max(len(prompts[i]) for i in rows[r])))
+        for kind, alike in itertools.groupby(order, key=kinds.__getitem__):
+            size = max(1, self.batch_size // max(kind[:-1]))
+            members = [rows[r] for r in alike]
+            for start in range(0, len(members), size):
+                yield from map(list, zip(*members[start : start + size], strict=True))
+
+    def _answer(self, requests: list[Request], prompts: list[str]) -> list[list[Response] | Failure]:
         try:
             inputs = self._encode(requests, prompts)
         # Every processor has its own way to say that it cannot take an image: too thin, too small, too many.
+        except (ImportError, MemoryError):  # of the machine, not of the request
+            raise
         except Exception as error:
-            if len(numbers) == 1:
-                yield numbers[0], Failure("refused", f"the processor cannot take it: {type(error).__name__}: {error}")
-                return
-            for number, request, prompt in zip(numbers, requests, prompts, strict=True):
-                yield from self._answer([number], [request], [prompt])
-            return
-        yield from zip(numbers, self._generate(inputs, [request.seeds for request in requests]), strict=True)
+            if len(requests) == 1:
+                return [Failure("refused", f"the processor cannot take it: {type(error).__name__}: {error}")]
+            return [self._answer([one], [prompt])[0] for one, prompt in zip(requests, prompts, strict=True)]
+        inputs = self._look(inputs.to(self.model.device, dtype=self.model.dtype), requests)
+        return self._generate(inputs, [request.seeds for request in requests])
+
+    @torch.inference_mode()
+    def _look(self, inputs: BatchFeature, requests: list[Request]) -> BatchFeature:
+        """Put the features of the images in the place of their pixels: each is encoded once for all modes of a row."""
+        encoder = getattr(self.model.base_model, "get_image_features", None)
+        if encoder is None or not self.model._supports_mm_encoder_outputs() or "pixel_values" not in inputs:
+            return inputs
+        images = [image for request in requests for image in request.images]
+        if self._features is None or list(map(id, self._features[0])) != list(map(id, images)):
+            known = inspect.signature(encoder).parameters
+            features = encoder(**{name: inputs[name] for name in known if name in inputs}, return_dict=True)
+            self._features = images, features  # with the images, so that no others get their ids
+        del inputs["pixel_values"]  # nothing else of what the encoder takes: some models find positions by it
+        inputs["mm_encoder_outputs"] = {"image": copy.copy(self._features[1])}  # `generate` changes what it is given
+        return inputs
 
     def _encode(self, requests: list[Request], prompts: list[str]) -> BatchFeature:
         images = [request.images for request in requests]
@@ -117,7 +161,10 @@ class TransformersSampler:
             add_special_tokens=False,  # the chat template wrote them
             return_tensors="pt",
         )
-        return inputs.to(self.model.device, dtype=self.model.dtype)
+        longest = int(inputs["attention_mask"].sum(dim=-1).max())
+        if self.max_length and longest > self.max_length:
+            raise ValueError(f"the prompt has {longest} tokens, the model takes {self.max_length}")
+        return inputs
 
     @torch.inference_mode()
     def _generate(self, inputs: BatchFeature, seeds: list[list[int]]) -> list[list[Response]]:

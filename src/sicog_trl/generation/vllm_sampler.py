@@ -1,5 +1,6 @@
 """A sampler with vLLM in this process."""
 
+import itertools
 import math
 import multiprocessing
 import textwrap
@@ -17,7 +18,6 @@ from .sampling import Failure, Request, Response
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
-MOST_REFUSED = 20
 WATCH_SECONDS = 5.0  # between two looks at the processes of the engine
 
 
@@ -77,8 +77,6 @@ class VLLMSampler:
         processor = load_processor(model_name_or_path, revision=revision)
         self.placeholders = placeholders(processor)
         self.chunk_size = chunk_size
-        self._answered = False
-        self._refused: list[Failure] = []  # as long as nothing else has come
         others = multiprocessing.active_children()
         self.llm = vllm.LLM(
             model_name_or_path,
@@ -100,10 +98,12 @@ class VLLMSampler:
             "logit_bias": self._suppressed(processor.tokenizer) or None,
         }
 
-    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
+    def sample(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
         """See [`Sampler`]."""
-        for start in range(0, len(requests), self.chunk_size):
-            yield from self._answer(start, requests[start : start + self.chunk_size]).items()
+        waiting, start = iter(requests), 0
+        while chunk := list(itertools.islice(waiting, self.chunk_size)):
+            yield from self._answer(start, chunk).items()
+            start += len(chunk)
 
     def _answer(self, start: int, chunk: Sequence[Request]) -> dict[int, list[Response] | Failure]:
         answers: dict[int, list[Response] | Failure] = {}
@@ -121,7 +121,6 @@ class VLLMSampler:
         for number, request in enumerate(chunk, start):
             if not isinstance(answers[number], Failure):
                 answers[number] *= len(request.seeds) // len(answers[number])  # one greedy candidate stands for all
-        self._count(answers.values())
         return answers
 
     def _groups(self, seeds: list[int]) -> list[list[int]]:
@@ -177,19 +176,6 @@ class VLLMSampler:
                 "cause, and start the run again to resume."
             )
         return [Response(each.text, each.finish_reason, len(each.token_ids)) for each in candidates]
-
-    def _count(self, answers: Iterable[list[Response] | Failure]) -> None:
-        """Raise when everything is refused: a wrong setting must not use up a million rows."""
-        for answer in answers:
-            if not isinstance(answer, Failure):
-                self._answered = True
-            elif not self._answered:
-                self._refused.append(answer)
-        if not self._answered and len(self._refused) >= MOST_REFUSED:
-            raise RuntimeError(
-                f"the first {len(self._refused)} requests have all failed, so something must be set wrong; the first "
-                f"of them: {self._refused[0].message}"
-            )
 
     def _suppressed(self, tokenizer: PreTrainedTokenizerBase) -> dict[int, float]:
         """Forbid placeholders: one without an image behind it breaks whatever reads the text."""

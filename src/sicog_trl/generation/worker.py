@@ -1,7 +1,9 @@
 """Workers: each makes its shards one after the other and shows how far it is."""
 
+import itertools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data import CANDIDATES_FEATURES
-from .asking import Asked, Row, Window, ahead, windows
-from .candidates import CandidateConfig
+from .asking import Asked, Row, ask
+from .candidates import CandidateConfig, Counts
 from .inputs import ImageRows
 from .plan import Plan, make_plan
-from .sampling import Failure, Response, Sampler
+from .sampling import Failure, Request, Response, Sampler
+
+
+_MOST_REFUSED = 20
 
 
 class Progress:
@@ -32,23 +37,32 @@ class Progress:
         self.bar = tqdm(total=num_rows, desc="generate", unit="row", disable=disable)
         self.started = time.perf_counter()
         self.kept = self.failed = self.tokens = 0
-
-    def row(self, failed: bool) -> None:
-        """Count a row that is done."""
-        self.add(rows=1, failed=int(failed))
-
-    def response(self, response: Response) -> None:
-        """Count the tokens of a response."""
-        self.tokens += response.num_tokens or 0
+        self.refused: list[str] | None = []  # requests, until one succeeds
 
     def add(self, rows: int, failed: int, tokens: int = 0) -> None:
-        """Count rows that are done."""
+        """Count rows that are done, how many of them have an error, and the tokens of their responses."""
         self.kept += rows - failed
         self.failed += failed
         self.tokens += tokens
         rate = self.tokens / max(time.perf_counter() - self.started, 1e-9)
         self.bar.set_postfix_str(f"{rate:,.0f} tokens/s, {self.kept} kept, {self.failed} failed", refresh=False)
         self.bar.update(rows)
+
+    def judge(self, error: str | None) -> None:
+        """Raise if every request has failed from the start: a wrong setting must not make a million rows errors."""
+        if error is None or self.refused is None:
+            self.refused = None
+            return
+        self.refused.append(error)
+        if len(self.refused) >= _MOST_REFUSED:
+            raise RuntimeError(
+                f"the first {_MOST_REFUSED} requests have all failed, so something must be set wrong; the first of "
+                f"them: {self.refused[0]}"
+            )
+
+    def say(self, text: str) -> None:
+        """Write a line above the bar."""
+        self.bar.write(text, file=sys.stderr)
 
     def __enter__(self) -> "Progress":
         return self
@@ -61,10 +75,10 @@ def fill(
     table: pa.Table,
     sampler: Sampler,
     config: CandidateConfig,
+    progress: Progress,
     known: pa.Table | None = None,
     inherited: pa.Table | None = None,
-    on_row: Callable[[bool], None] = lambda failed: None,
-    on_response: Callable[[Response], None] = lambda response: None,
+    taken: Counts | None = None,
 ) -> pa.Table:
     """
     Append the task, the candidates and the error of each row to the untouched input columns.
@@ -76,12 +90,14 @@ def fill(
             Answers the requests.
         config ([`CandidateConfig`]):
             Which candidates to sample.
+        progress ([`Progress`]):
+            Hears of every row and response.
         known (`pa.Table`, *optional*):
             What this run has sampled for these rows before; only what is missing is sampled.
         inherited (`pa.Table`, *optional*):
-            Candidates of these rows from an earlier round, which count among those asked for.
-        on_row, on_response (`Callable`, *optional*):
-            Called when a row is done, with whether it failed, and with each response.
+            What an earlier round has sampled for these rows.
+        taken (`dict[str, list]`, *optional*):
+            How many candidates per mode that round was asked for; they count among those asked for here.
 
     Returns:
         `pa.Table`: with the schema of the candidates contract.
@@ -91,12 +107,11 @@ def fill(
         earlier["candidates"].to_pylist() if earlier is not None else [[]] * len(contents)
         for earlier in (known, inherited)
     ]
-    rows = [Row(*parts) for parts in zip(contents, table["images"], *before, strict=True)]
-    for window in ahead(windows(rows, sampler.placeholders, config)):
-        _answer(window, sampler, on_row, on_response)
+    rows = [Row(*parts, config, taken or {}) for parts in zip(contents, table["images"], *before, strict=True)]
+    _answer(rows, sampler, config, progress)
     columns = {
         "task": [row.task for row in rows],
-        "candidates": [row.collected(config) for row in rows],
+        "candidates": [row.collected() for row in rows],
         "error": [row.error for row in rows],
     }
     schema = CANDIDATES_FEATURES.arrow_schema
@@ -105,29 +120,47 @@ def fill(
     return table.cast(schema)
 
 
-def _answer(
-    window: Window, sampler: Sampler, on_row: Callable[[bool], None], on_response: Callable[[Response], None]
-) -> None:
-    """Sample all requests of a window and hand the answers to their rows."""
-    rows, asked = window
-    for one in asked:
-        one.row.unanswered += 1
-    for row in rows:
-        if not row.unanswered:
-            on_row(row.error is not None)
-    for number, answer in sampler.sample([one.request for one in asked]):
-        one = asked[number]
-        if isinstance(answer, Failure):
-            one.row.errors[number] = f"{answer.reason}: row {one.row.id!r}: {answer.message}"
-        else:
-            for seed, response in zip(one.request.seeds, answer, strict=True):
-                one.row.candidates[one.mode, seed] = _candidate(one, seed, response)
-                on_response(response)
+def _answer(rows: list[Row], sampler: Sampler, config: CandidateConfig, progress: Progress) -> None:
+    """Sample what the rows lack and hand the answers to them; the sampler takes requests at its own pace."""
+    waiting: dict[int, Asked] = {}  # requests without an answer; their images are needed no longer than that
+
+    def requests() -> Iterator[Request]:
+        numbers = itertools.count()
+        for row, asked in ask(rows, sampler.placeholders, config):
+            row.unanswered = len(asked)
+            if not asked:
+                progress.add(rows=1, failed=int(row.error is not None))
+            for one in asked:
+                waiting[next(numbers)] = one
+                yield one.request
+
+    coming = requests()
+    if any(row.candidates for row in rows):
+        progress.judge(None)
+    for number, answer in sampler.sample(coming):
+        if number not in waiting:
+            raise RuntimeError(f"{type(sampler).__name__} answered request {number}, which was not waiting")
+        one = waiting.pop(number)
+        _receive(one, number, answer)
+        progress.judge(one.row.errors.get(number))
         one.row.unanswered -= 1
-        if not one.row.unanswered:
-            on_row(one.row.error is not None)
-    if left := sum(row.unanswered for row in rows):
-        raise RuntimeError(f"{type(sampler).__name__} left {left} of {len(asked)} requests without an answer")
+        done = not one.row.unanswered
+        responses = answer.responses if isinstance(answer, Failure) else answer
+        tokens = sum(response.num_tokens or 0 for response in responses)
+        progress.add(rows=int(done), failed=int(done and one.row.error is not None), tokens=tokens)
+    if left := len(waiting) + sum(1 for _ in coming):
+        raise RuntimeError(f"{type(sampler).__name__} left {left} requests without an answer")
+
+
+def _receive(asked: Asked, number: int, answer: list[Response] | Failure) -> None:
+    """Hand an answer to its row."""
+    if isinstance(answer, Failure):
+        asked.row.errors[number] = f"{answer.reason}: row {asked.row.id!r}: {answer.message}"
+        pairs = zip(asked.request.seeds, answer.responses, strict=False)
+    else:
+        pairs = zip(asked.request.seeds, answer, strict=True)
+    for seed, response in pairs:
+        asked.row.candidates[asked.mode, seed] = _candidate(asked, seed, response)
 
 
 def _candidate(asked: Asked, seed: int, response: Response) -> dict[str, Any]:
@@ -144,7 +177,7 @@ def _candidate(asked: Asked, seed: int, response: Response) -> dict[str, Any]:
 
 def make_shard(
     plan: Plan, shard: int, config: CandidateConfig, rows: ImageRows, sampler: Sampler, progress: Progress
-) -> None:
+) -> str | None:
     """
     Sample what a shard lacks and publish it.
 
@@ -161,18 +194,22 @@ def make_shard(
             Answers the requests.
         progress ([`Progress`]):
             Hears of every row and response.
+
+    Returns:
+        `str` or `None`: what a person should know of rows that lack candidates.
     """
+    known = plan.read(shard)
     table = rows.table(plan.rows(shard))
     if rows.digest_of(table) != plan.digests[shard]:
         raise ValueError(
             f"rows {plan.rows(shard).start} to {plan.rows(shard).stop - 1} of the input are not those that "
             f"{plan.output_dir / 'plan.json'} was made of; bring them back, or choose another output_dir"
         )
-    inherited = plan.previous.read(shard) if plan.previous else None
-    filled = fill(table, sampler, config, plan.read(shard), inherited, progress.row, progress.response)
+    taken = plan.previous.counts if plan.previous else None
+    filled = fill(table, sampler, config, progress, known, plan.inherited(shard), taken)
     plan.publish(shard, filled)
-    if errors := [error for error in filled["error"].to_pylist() if error]:
-        progress.bar.write(f"{plan.path(shard)}: {len(errors)} rows lack candidates; the first: {errors[0]}")
+    errors = [error for error in filled["error"].to_pylist() if error]
+    return f"{plan.path(shard)}: {len(errors)} rows lack candidates; the first: {errors[0]}" if errors else None
 
 
 def make_shards(
@@ -186,7 +223,8 @@ def make_shards(
     """Make shards one after the other, in this process; see [`make_shard`]."""
     with Progress(sum(len(plan.rows(shard)) for shard in shards), disable=not show_progress) as progress:
         for shard in shards:
-            make_shard(plan, shard, config, rows, sampler, progress)
+            if said := make_shard(plan, shard, config, rows, sampler, progress):
+                progress.say(said)
 
 
 def generate_candidates(
