@@ -3,6 +3,7 @@ The sides that `generation.py` compares: each answers the same requests with the
 candidates are.
 """
 
+import copy
 import itertools
 import resource
 import time
@@ -18,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sicog_trl.checkpoints import load_for_generation
 from sicog_trl.generation import CandidateConfig, Request, Response, TransformersSampler
+from sicog_trl.generation.cache import growing_cache
 from sicog_trl.generation.sampling import candidate_seed
 from sicog_trl.prompts import prompt_for
 
@@ -95,15 +97,24 @@ def limit(model_path: str, size: dict[str, Any], device: str) -> Callable[[], li
     """Return a call that makes nothing but the forward passes and returns the lengths of what could be candidates."""
     model, processor = load_for_generation(model_path, device=device)
     requests = ask(pictures(size["rows"], SHAPES[size["shape"]].image_size))
-    batches = []
-    for count in {len(request.seeds) for request in requests}:
-        alike, most = [r for r in requests if len(r.seeds) == count], max(1, size["batch_size"] // count)
-        for start in range(0, len(alike), most):
-            batches.append((encode(processor, model, alike[start : start + most]), count))
+    counts = sorted({len(request.seeds) for request in requests})
+    most = max(1, size["batch_size"] // max(counts))
+    alike = [[request for request in requests if len(request.seeds) == count] for count in counts]
+    # Some rows at a time, one mode after the other: the same pictures, which `embedded` encodes once.
+    batches = [
+        [
+            (encode(processor, model, one[start : start + most]), count)
+            for one, count in zip(alike, counts, strict=True)
+        ]
+        for start in range(0, len(alike[0]), most)
+    ]
 
     @torch.inference_mode()
-    def forward(inputs: BatchFeature, count: int) -> list[int]:
-        cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+    def forward(inputs: BatchFeature, count: int, features: Any) -> list[int]:
+        seen = {name: inputs[name] for name in inputs if name not in ("pixel_values", "pixel_attention_mask")}
+        cache = growing_cache(model)
+        look = {"mm_encoder_outputs": {"image": copy.copy(features)}}
+        model(**seen, **look, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(count)
         candidates = len(inputs["input_ids"]) * count
         token = torch.zeros((candidates, 1), dtype=torch.long, device=model.device)
@@ -113,7 +124,13 @@ def limit(model_path: str, size: dict[str, Any], device: str) -> Callable[[], li
             torch.cuda.synchronize()
         return [size["completion_length"]] * candidates
 
-    return lambda: [length for batch in batches for length in forward(*batch)]
+    @torch.inference_mode()
+    def answer(modes: list[tuple[BatchFeature, int]]) -> list[int]:
+        pixels = {name: modes[0][0][name] for name in ("pixel_values", "pixel_attention_mask") if name in modes[0][0]}
+        features = model.base_model.get_image_features(**pixels, return_dict=True)
+        return [length for inputs, count in modes for length in forward(inputs, count, features)]
+
+    return lambda: [length for modes in batches for length in answer(modes)]
 
 
 SIDES = {"released": released, "embedded": embedded, "server": server, "limit": limit}
