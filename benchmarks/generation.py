@@ -8,8 +8,8 @@ candidate gets the same number of tokens, because these models cannot end an ans
   again, plain `generate`.
 - `embedded`: `TransformersSampler`.
 - `server`: `OpenAISampler`; without `--base_url` it is not measured. Its memory is that of the client alone.
-- `limit`: nothing but the forward passes, in the batches of `embedded`: a picture encoded once, the prompt read once per
-  request, the cache (that of `embedded`) repeated for its candidates, then one step per further token. No image
+- `limit`: nothing but the forward passes, in the batches of `embedded`: a picture encoded once, the prompt read once
+  per request, the cache (that of `embedded`) repeated for its candidates, then one step per further token. No image
   processing, no tokenizer, no sampling.
 
 Each side has a process of its own, so that its peak of memory is its own; they take turns, so that a ratio says

@@ -1,5 +1,5 @@
 """
-Measure the stages on a tiny world: what batches bring, whether curation is linear, what rebalanced batches save.
+Measure the stages on a tiny world: whether curation is linear, what rebalanced batches save.
 
 The two sides of a row take turns in one process, so that their ratio says something on any machine; the rates by
 themselves hold for this machine and what else it was doing.
@@ -26,11 +26,9 @@ from trl import SFTConfig
 
 from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import CANDIDATES_FEATURES, load, save
-from sicog_trl.digits import annotated_pool, unlabelled_pool
+from sicog_trl.digits import annotated_pool
 from sicog_trl.digits.model import build_model
 from sicog_trl.files import write_json
-from sicog_trl.generation.sampling import Request, candidate_seed
-from sicog_trl.generation.transformers_sampler import TransformersSampler
 from sicog_trl.prompts import prompt_for
 from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table
@@ -40,19 +38,11 @@ from sicog_trl.training import ResumableSFTTrainer, ViewsConfig, show_views
 RECIPES = Path(__file__).parents[1] / "recipes" / "digits"
 FULL = {
     "repeats": 3,
-    "batch_size": 256,
-    "candidates": 256,
-    "one_at_a_time": 256,
-    "completion_length": 64,
     "curated_rows": (1000, 10_000),
     "steps": 20,
 }
 QUICK = {
     "repeats": 1,
-    "batch_size": 256,
-    "candidates": 256,
-    "one_at_a_time": 16,
-    "completion_length": 24,
     "curated_rows": (100, 1000),
     "steps": 5,
 }
@@ -82,25 +72,6 @@ def rates(sides: dict[str, tuple[int, Callable[[], Any]]], repeats: int) -> dict
         name: {"count": count, "seconds": seconds[name], "per_second": count / median(seconds[name])}
         for name, (count, _) in sides.items()
     }
-
-
-def generation(model: Path, size: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Candidates per second of a random model, one at a time and in batches."""
-    mode = "detailed_description"
-    prompt = prompt_for(mode)
-    scenes = [row for row in unlabelled_pool(size["candidates"], seed=0) if not row["question"]]
-    requests = [Request(row["images"], prompt, [candidate_seed(0, row["id"], prompt, 0)]) for row in scenes]
-    few = requests[: size["one_at_a_time"]]
-    batched, single = (
-        TransformersSampler(str(model), batch_size=batch_size, max_completion_length=size["completion_length"])
-        for batch_size in (size["batch_size"], 1)
-    )
-    list(batched.sample(few[:2]))  # what only the first call of a process pays
-    sides = {
-        "one at a time": (len(few), lambda: list(single.sample(few))),
-        f"batches of {min(size['batch_size'], len(scenes))}": (len(scenes), lambda: list(batched.sample(requests))),
-    }
-    return rates(sides, size["repeats"])
 
 
 def candidate_rows(count: int, seed: int = 0) -> Dataset:
@@ -171,7 +142,6 @@ def main(size: dict[str, Any], output_dir: Path | None) -> dict[str, Any]:
         folder = Path(name)
         build_model(folder / "model")
         measured = {
-            "generation": ("candidates/s", generation(folder / "model", size)),
             "curation": ("rows/s", curation(folder, size)),
             "training": ("samples/s", training(folder / "model", folder, size)),
         }
