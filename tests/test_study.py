@@ -148,10 +148,9 @@ def test_several_commits_are_a_caveat(tmp_path, capsys):
 
 
 def test_pipeline_measures_both_sides(tmp_path, capsys):
-    size = {"repeats": 2, "batch_size": 2, "candidates": 3, "one_at_a_time": 2, "completion_length": 2}
-    result = script("pipeline").main(size | {"curated_rows": (4, 8), "steps": 1}, tmp_path)
+    result = script("pipeline").main({"repeats": 2, "curated_rows": (4, 8), "steps": 1}, tmp_path)
     assert json.loads((tmp_path / "pipeline.json").read_text()) == json.loads(json.dumps(result))
-    for stage in ("generation", "curation", "training"):
+    for stage in ("curation", "training"):
         sides = list(result[stage]["sides"].values())
         assert [len(side["seconds"]) for side in sides] == [2, 2]
         assert result[stage]["ratio"] == pytest.approx(sides[1]["per_second"] / sides[0]["per_second"])
