@@ -27,9 +27,9 @@ from sicog_trl.prompts import prompt_for
 TEMPERATURE, TOP_P = 0.7, 0.9  # SICOG
 
 
-def pictures(count: int, edge: int) -> list[Image.Image]:
+def pictures(count: int, edge: int, seed: int = 0) -> list[Image.Image]:
     """Return smooth pictures of random colours, such as no two rows share."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     colours = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return [Image.fromarray(cells).resize((edge, edge), Image.Resampling.BICUBIC) for cells in colours]
 
@@ -89,8 +89,10 @@ def server(model_path: str, size: dict[str, Any], device: str) -> Callable[[], l
 
     sampling = {"max_completion_length": size["completion_length"], "temperature": TEMPERATURE, "top_p": TOP_P}
     sampler = OpenAISampler(size["served"], size["base_url"], **sampling)
-    requests = ask(pictures(size["rows"], SHAPES[size["shape"]].image_size))
-    return lambda: lengths(sampler.sample(requests))
+    edge = SHAPES[size["shape"]].image_size
+    # Other pictures each time: a server remembers what it has encoded and read.
+    turns = (ask(pictures(size["rows"], edge, seed)) for seed in itertools.count(1))
+    return lambda: lengths(sampler.sample(next(turns)))
 
 
 def limit(model_path: str, size: dict[str, Any], device: str) -> Callable[[], list[int]]:
@@ -150,12 +152,12 @@ def peak_memory(device: str) -> float:
 
 
 def prepare(side: str, model_path: str, size: dict[str, Any], device: str) -> dict[str, Any]:
-    """Load what a side needs, make the call that only the first one of a process pays for, and tell the memory."""
+    """Load what a side needs, tell the memory, and make the call that is slow because it is the first one."""
     disable_progress_bar()
-    few = {**size, "rows": 1, "released_rows": 1, "completion_length": 2}
-    SIDES[side](model_path, few, device)()
     _calls[side] = SIDES[side](model_path, size, device)
-    return {"memory_before_mb": peak_memory(device), "threads": torch.get_num_threads()}
+    before = peak_memory(device)
+    _calls[side]()
+    return {"memory_before_mb": before, "threads": torch.get_num_threads()}
 
 
 def turn(side: str, device: str) -> dict[str, Any]:

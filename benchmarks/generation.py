@@ -12,8 +12,9 @@ candidate gets the same number of tokens, because these models cannot end an ans
   per request, the cache (that of `embedded`) repeated for its candidates, then one step per further token. No image
   processing, no tokenizer, no sampling.
 
-Each side has a process of its own, so that its peak of memory is its own; they take turns, so that a ratio says
-something on a machine that does other things too. `commit_overhead` is the share of a shard's time that publishing it
+Each side has a process of its own, so that its peak of memory is its own; after a first turn that is not counted, in
+which a process gathers its memory, they take turns, so that a ratio says something on a machine that does other things
+too. `commit_overhead` is the share of a shard's time that publishing it
 takes (writing, fsync, renaming), with pictures of 100 KB, in the folder for temporary files: TMPDIR chooses the disk.
 
 make bench, or: python benchmarks/generation.py

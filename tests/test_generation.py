@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from generating import LENGTH, RECIPE, ROOT, EchoSampler, arguments, command, shards
 from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
 from PIL import ImageFile
@@ -38,25 +39,6 @@ from sicog_trl.generation.sampling import SeededSampling, candidate_seed, unifor
 from sicog_trl.views import light_view
 
 
-ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes" / "generate.py"
-LENGTH = 12  # tokens; a random model seldom stops by itself
-
-
-class EchoSampler:
-    """Answers with what it was asked, so that a test sees which requests were made."""
-
-    placeholders = ("<image>",)
-
-    def __init__(self):
-        self.requests: list[Request] = []
-
-    def sample(self, requests):
-        for number, request in enumerate(requests):
-            self.requests.append(request)
-            yield number, [Response(f"{request.prompt[:8]} {seed}", "stop", 3) for seed in request.seeds]
-
-
 def scenes(*rows: dict) -> Dataset:
     empty = {"images": [], "question": None, "answer": None}
     return Dataset.from_list([{**empty, **row} for row in rows], features=IMAGES_FEATURES)
@@ -66,10 +48,6 @@ def png(colour: str = "red", size: tuple[int, int] = (32, 32)) -> bytes:
     buffer = io.BytesIO()
     PILImage.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def shards(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted((folder / "data").glob("candidates-*.parquet"))}
 
 
 def texts(folder: Path) -> dict[str, list[str]]:
@@ -122,30 +100,17 @@ def test_shard_size_and_workers_do_not_change_the_rows(world, sampler, tmp_path)
     assert rows[0].to_pylist() == rows[1].to_pylist()
 
 
-def recipe(digits_model: Path, world: str, output_dir: Path, **options) -> list[str]:
-    options = {
-        "model_name_or_path": digits_model,
-        "dataset_name": world,
-        "output_dir": output_dir,
-        "max_completion_length": LENGTH,
-        "rows_per_shard": 2,
-        "dtype": "float32",
-        **options,
-    }
-    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-
-
-def launch(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    command += ["--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml"), str(RECIPE), *arguments]
+def launch(name: str, *options: str) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    program += ["--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml"), str(RECIPE), *options]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
 def test_law_3_bytes_do_not_depend_on_the_number_of_processes(world, digits_model, tmp_path):
     """Law 3: one process and two, started by `accelerate launch`, write the same shards."""
     for name in ("cpu", "multi_cpu"):
-        done = launch(name, *recipe(digits_model, world, tmp_path / name, batch_size=8 if name == "cpu" else 3))
+        done = launch(name, *arguments(digits_model, world, tmp_path / name, batch_size=8 if name == "cpu" else 3))
         assert done.returncode == 0, done.stderr[-3000:]
     assert len(shards(tmp_path / "cpu")) == 9
     assert shards(tmp_path / "cpu") == shards(tmp_path / "multi_cpu")
@@ -158,10 +123,8 @@ def test_law_3_bytes_do_not_depend_on_the_number_of_processes(world, digits_mode
 def test_law_4_killed_and_started_again(world, digits_model, sampler, tmp_path):
     """Law 4: after `kill -9` a re-run repeats no published shard and ends with the bytes of an uninterrupted run."""
     options = {"rows_per_shard": 1, "max_completion_length": 40, "batch_size": 1}
-    arguments = recipe(digits_model, world, tmp_path / "killed", **options)
-    process = subprocess.Popen(
-        [sys.executable, str(RECIPE), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    recipe = command(digits_model, world, tmp_path / "killed", **options)
+    process = subprocess.Popen(recipe, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
     while len(shards(tmp_path / "killed")) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -595,8 +558,8 @@ def test_rows_with_and_without_images_do_not_share_a_batch(sampler, monkeypatch)
 
 def test_law_6_unknown_key_is_an_error(world, digits_model, tmp_path):
     """Law 6: a misspelt key stops the recipe before it starts, and is named."""
-    arguments = recipe(digits_model, world, tmp_path / "out", temprature=0.5)
-    done = subprocess.run([sys.executable, str(RECIPE), *arguments], capture_output=True, text=True, check=False)
+    recipe = command(digits_model, world, tmp_path / "out", temprature=0.5)
+    done = subprocess.run(recipe, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "temprature" in done.stderr
     assert not (tmp_path / "out").exists()

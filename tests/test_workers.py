@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from generating import LENGTH, EchoSampler, command, shards
 from openai_server import StubServer
 from PIL import Image as PILImage
 
@@ -21,9 +22,7 @@ from sicog_trl.data import IMAGES_FEATURES, load, save
 from sicog_trl.files import AnotherRunError
 from sicog_trl.generation import (
     CandidateConfig,
-    Failure,
     ImageRows,
-    Response,
     TransformersSampler,
     asking,
     generate_candidates,
@@ -34,37 +33,12 @@ from sicog_trl.generation import (
 )
 
 
-ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes" / "generate.py"
-LENGTH = 12  # tokens; a random model seldom stops by itself
 MODES = ("chain_of_description", "detailed_description")
-
-
-class EchoSampler:
-    """Answers at once, and remembers how many candidates it was asked for."""
-
-    placeholders = ("<image>",)
-
-    def __init__(self, name: str = "", refused: str | None = None):
-        self.name, self.refused = name, refused
-        self.asked: list[int] = []
-
-    def sample(self, requests):
-        for number, request in reversed(list(enumerate(requests))):  # any order will do
-            if self.refused and self.refused in request.prompt:
-                yield number, Failure("refused", "not that one")
-                continue
-            self.asked += request.seeds
-            yield number, [Response(f"{self.name}{request.prompt[:8]} {seed}", "stop", 3) for seed in request.seeds]
 
 
 def config(count: int = 3, **options) -> CandidateConfig:
     modes = {"description_modes": {MODES[0]: count}, "reasoning_modes": {"direct_answer": count}}
     return CandidateConfig(**{"max_completion_length": LENGTH, "rows_per_shard": 5, **modes, **options})
-
-
-def shards(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted((folder / "data").glob("candidates-*.parquet"))}
 
 
 def rows(folder: Path) -> list[dict]:
@@ -82,24 +56,8 @@ def questions(count: int) -> Dataset:
     return Dataset.from_dict(table, features=IMAGES_FEATURES)
 
 
-def arguments(digits_model: Path, world: str, output_dir: Path, **options) -> list[str]:
-    options = {
-        "model_name_or_path": digits_model,
-        "dataset_name": world,
-        "output_dir": output_dir,
-        "max_completion_length": LENGTH,
-        "rows_per_shard": 2,
-        **options,
-    }
-    return [
-        sys.executable,
-        str(RECIPE),
-        *(str(part) for key, value in options.items() for part in (f"--{key}", value)),
-    ]
-
-
-def run(command: list[str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, **options)
+def run(program: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(program, capture_output=True, text=True, timeout=250, check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -409,13 +367,13 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, digit
         sys.argv = sys.argv[1:]
         runpy.run_path(sys.argv[0], run_name="__main__")
     """
-    command = arguments(digits_model, world, tmp_path / "full", rows_per_shard=9)
-    done = run([command[0], "-c", textwrap.dedent(program), *command[1:]])
+    recipe = command(digits_model, world, tmp_path / "full", rows_per_shard=9)
+    done = run([recipe[0], "-c", textwrap.dedent(program), *recipe[1:]])
     assert done.returncode != 0
     assert "no room to write" in done.stderr and "candidates-00000-of-00002.parquet" in done.stderr
     assert (tmp_path / "full" / "plan.json").exists()
     assert not list((tmp_path / "full" / "data").iterdir())
-    done = run(command)
+    done = run(recipe)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(shards(tmp_path / "full")) == 2
 
@@ -425,12 +383,12 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, digit
 
 def test_jobs_of_an_array_share_the_shards(world, digits_model, sampler, tmp_path):
     """Plan once, then three jobs in any order; the last one writes the summary."""
-    done = run(arguments(digits_model, world, tmp_path / "array", plan_only="true"))
+    done = run(command(digits_model, world, tmp_path / "array", plan_only="true"))
     assert "array: 9 of 9 shards are to do" in done.stdout, done.stderr[-2000:]
     assert not (tmp_path / "array" / "data").exists()
     for job, made in ((2, 3), (0, 6), (1, 9)):
         assert not (tmp_path / "array" / "summary.json").exists()
-        done = run(arguments(digits_model, world, tmp_path / "array", shard_index=job, num_shards=3))
+        done = run(command(digits_model, world, tmp_path / "array", shard_index=job, num_shards=3))
         assert done.returncode == 0, done.stderr[-2000:]
         assert len(shards(tmp_path / "array")) == made
     summary = json.loads((tmp_path / "array" / "summary.json").read_text())
@@ -443,10 +401,10 @@ def test_jobs_of_an_array_share_the_shards(world, digits_model, sampler, tmp_pat
 
 
 def test_a_worker_that_finds_nothing_to_do_loads_no_model(world, digits_model, tmp_path):
-    command = arguments(digits_model, world, tmp_path / "out")
-    assert run(command).returncode == 0
+    recipe = command(digits_model, world, tmp_path / "out")
+    assert run(recipe).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
-    done = run(command)
+    done = run(recipe)
     assert done.returncode == 0
     assert "Loading weights" not in done.stderr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == before
@@ -456,15 +414,15 @@ def test_a_worker_that_finds_nothing_to_do_loads_no_model(world, digits_model, t
 def test_law_4_killed_ten_times_in_a_row(world, digits_model, sampler, tmp_path):
     """Law 4: killed at ten random moments, nothing is lost, nothing is made twice, and the bytes are the same."""
     options = {"rows_per_shard": 1, "max_completion_length": 40, "batch_size": 1}
-    command = arguments(digits_model, world, tmp_path / "killed", **options)
+    recipe = command(digits_model, world, tmp_path / "killed", **options)
     started = time.monotonic()
-    whole = run(arguments(digits_model, world, tmp_path / "whole", **options))
+    whole = run(command(digits_model, world, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr[-2000:]
     length = time.monotonic() - started
     draw = random.Random(0)
     published: dict[str, int] = {}
     for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(recipe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(timeout=length * draw.uniform(0.5, 1))
         except subprocess.TimeoutExpired:
@@ -474,7 +432,7 @@ def test_law_4_killed_ten_times_in_a_row(world, digits_model, sampler, tmp_path)
         assert published.items() <= found.items()  # what was published is neither gone nor made again
         assert all(pq.read_metadata(tmp_path / "killed" / "data" / name).num_rows == 1 for name in found)
         published = found
-    done = run(command)
+    done = run(recipe)
     assert done.returncode == 0, done.stderr[-2000:]
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
     assert not list((tmp_path / "killed" / "data").glob(".*"))
@@ -485,10 +443,10 @@ def test_law_4_killed_ten_times_in_a_row(world, digits_model, sampler, tmp_path)
 def test_ray_makes_the_same_bytes_and_survives_the_death_of_a_worker(world, digits_model, tmp_path):
     pytest.importorskip("ray", reason="install the extra `ray`")
     options = {"rows_per_shard": 1, "max_completion_length": 60, "batch_size": 1}
-    one = run(arguments(digits_model, world, tmp_path / "one", **options))
+    one = run(command(digits_model, world, tmp_path / "one", **options))
     assert one.returncode == 0, one.stderr[-2000:]
-    command = arguments(digits_model, world, tmp_path / "ray", scheduler="ray", num_workers=2, **options)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    recipe = command(digits_model, world, tmp_path / "ray", scheduler="ray", num_workers=2, **options)
+    process = subprocess.Popen(recipe, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 150
     while len(shards(tmp_path / "ray")) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -510,7 +468,8 @@ def test_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
     program = """
         import resource, sys
         sys.path.insert(0, sys.argv[1])
-        from test_workers import EchoSampler, config
+        from generating import EchoSampler
+        from test_workers import config
         from sicog_trl.data import load
         from sicog_trl.generation import generate_candidates, summarize
         def peak():
@@ -521,6 +480,7 @@ def test_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
             def sample(self, requests):
                 for number, answer in super().sample(requests):
                     self.asked.clear()
+                    self.requests.clear()
                     yield number, answer
         for index in (0, 1):
             dataset = load(sys.argv[2])
@@ -533,8 +493,8 @@ def test_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
     grown = {}
     for count in (10_000, 100_000):
         save(questions(count), tmp_path / f"in-{count}", "train")
-        command = [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)]
-        done = run([*command, str(tmp_path / f"in-{count}"), str(tmp_path / f"out-{count}")])
+        call = [sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent)]
+        done = run([*call, str(tmp_path / f"in-{count}"), str(tmp_path / f"out-{count}")])
         assert done.returncode == 0, done.stderr[-2000:]
         found, megabytes = map(int, done.stdout.split()[-2:])
         assert found == count
@@ -562,8 +522,8 @@ def test_a_run_over_a_server_that_stumbles_and_dies(tmp_path):
 
     with StubServer() as server:
         server.fault = stumble
-        command = arguments("stub", tmp_path / "images", tmp_path / "out", sampler="openai", rows_per_shard=5)
-        done = run([*command, "--base_url", server.base_url, "--concurrency", "4"])
+        recipe = command("stub", tmp_path / "images", tmp_path / "out", sampler="openai", rows_per_shard=5)
+        done = run([*recipe, "--base_url", server.base_url, "--concurrency", "4"])
         assert done.returncode == 0, done.stderr[-3000:]
     found = {row["id"]: row for row in rows(tmp_path / "out")}
     assert found["row-7"]["error"].startswith("refused: row 'row-7': ")
@@ -571,7 +531,7 @@ def test_a_run_over_a_server_that_stumbles_and_dies(tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["failed_by_reason"], summary["distinct_per_row"]) == ({"refused": 1}, 3.0)
     assert len(stumbled) == 4
-    done = run([*command, "--base_url", server.base_url, "--retry_failed", "true"])  # nobody listens any more
+    done = run([*recipe, "--base_url", server.base_url, "--retry_failed", "true"])  # nobody listens any more
     assert done.returncode != 0
     assert server.base_url in done.stderr.splitlines()[-1]
     assert {row["id"]: row for row in rows(tmp_path / "out")} == found

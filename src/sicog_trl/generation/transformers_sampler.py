@@ -41,7 +41,7 @@ class TransformersSampler:
         device (`str`, *optional*):
             Device; a GPU if there is one.
         batch_size (`int`, *optional*, defaults to `256`):
-            Candidates per forward pass; changes the speed, not the text (on one CPU build).
+            Candidates per forward pass; changes the speed, not the text (on one CPU build in float32).
         max_completion_length (`int`, *optional*, defaults to `512`):
             Most tokens of a candidate; what is cut there has the finish reason `"length"`.
         temperature (`float`, *optional*, defaults to `0.7`):
