@@ -42,10 +42,10 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(model: PreTrainedModel) -> Cache | None:
-    """Return an empty cache for one call of `generate`, or `None` for a model that brings a cache of its own."""
+    """Return an empty cache for one call of `generate`, or `None` for a model that needs another kind."""
     if model.config.is_encoder_decoder or not model._supports_default_dynamic_cache():
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     # Only plain layers: those with a sliding window or a state keep what they need in their own way.
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+    return cache if all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers) else None

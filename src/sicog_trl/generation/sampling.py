@@ -166,12 +166,14 @@ class SeededSampling(LogitsProcessor):
     def _draw(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.LongTensor:
         device = "cpu" if scores.device.type == "mps" else scores.device  # Apple's has no double precision
         scaled = scores.to(device).float() / self.temperature
-        scaled = scaled - scaled.max(dim=-1, keepdim=True).values
+        values, tokens = scaled.topk(min(_FEW, scaled.shape[-1]))
+        scaled -= values[:, :1].clone()
+        values -= values[:, :1].clone()
         draw = torch.from_numpy(uniform(self.seeds, input_ids.shape[1] - self.prompt_length)).to(device)[:, None]
         if self.top_p >= 1:
             return _invert(scaled.double().exp(), draw).to(scores.device)
         mass = scaled.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
-        token, found = self._from_nucleus(*scaled.topk(min(_FEW, scaled.shape[-1])), mass, draw)
+        token, found = self._from_nucleus(values, tokens, mass, draw)
         if not found.all():
             rest = ~found
             ordered = torch.sort(scaled[rest], dim=-1, descending=True, stable=True)

@@ -3,12 +3,18 @@
 import copy
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from PIL.Image import Image
-from transformers import BatchFeature, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    BatchFeature,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from trl.data_utils import prepare_multimodal_messages
 
 from ..checkpoints import load_for_generation, placeholders, prepare_for_generation
@@ -19,12 +25,38 @@ from .sampling import Failure, Request, Response, SeededSampling, open_pixels
 _WINDOW_PIXELS = 2**27  # ours: about 400 MB of open images, among which requests are sorted by length
 
 
-def _take_what_is_drawn(
-    model: PreTrainedModel, input_ids: torch.LongTensor, generation_config: GenerationConfig, **options: Any
-) -> torch.LongTensor:
-    """Decode as `generate` does when it samples, but do not draw a second time among tokens of which one is left."""
-    generation_config.do_sample = False
-    return model._sample(input_ids, generation_config=generation_config, **options)
+def _decode(num_candidates: int) -> Callable[..., torch.LongTensor]:
+    """
+    Return how `generate` shall decode: as when it samples, but each prompt is read once for all its candidates.
+
+    Transformers would repeat the prompts before it reads them, and then draw a second time among tokens of which
+    [`SeededSampling`] has left one.
+    """
+
+    def decode(
+        model: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.LongTensor:
+        generation_config.do_sample = False
+        outputs = model._prefill(input_ids, generation_config, model_kwargs)
+        model_kwargs.pop("mm_encoder_outputs", None)  # in the cache by now
+        if num_candidates > 1:
+            outputs.past_key_values.batch_repeat_interleave(num_candidates)
+            outputs["logits"] = outputs.logits[:, -1:].repeat_interleave(num_candidates, dim=0)
+            input_ids, model_kwargs = model._expand_inputs_for_generation(
+                num_candidates, input_ids=input_ids, **model_kwargs
+            )
+        model._prefill = lambda *inputs, **options: outputs  # it has been done
+        try:
+            return model._sample(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        finally:
+            del model._prefill
+
+    return decode
 
 
 class TransformersSampler:
@@ -170,13 +202,14 @@ class TransformersSampler:
     def _generate(self, inputs: BatchFeature, seeds: list[list[int]]) -> list[list[Response]]:
         length, num_candidates = inputs["input_ids"].shape[1], len(seeds[0])
         sampling = SeededSampling([seed for row in seeds for seed in row], length, self.temperature, self.top_p)
-        output = self.model.generate(
-            **inputs,
-            past_key_values=growing_cache(self.model),
-            num_return_sequences=num_candidates,
-            logits_processor=LogitsProcessorList([sampling]),
-            custom_generate=_take_what_is_drawn,
-        )
+        cache, processors = growing_cache(self.model), LogitsProcessorList([sampling])
+        if cache is None:  # a model of another make: as Transformers does it
+            output = self.model.generate(**inputs, num_return_sequences=num_candidates, logits_processor=processors)
+        else:
+            decode = _decode(num_candidates)
+            output = self.model.generate(
+                **inputs, past_key_values=cache, logits_processor=processors, custom_generate=decode
+            )
         answers = [self._read(tokens) for tokens in output[:, length:].tolist()]
         return [answers[i : i + num_candidates] for i in range(0, len(answers), num_candidates)]
 
