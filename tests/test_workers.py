@@ -18,6 +18,7 @@ from generating import LENGTH, EchoSampler, command, shards
 from openai_server import StubServer
 from PIL import Image as PILImage
 
+from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import IMAGES_FEATURES, load, save
 from sicog_trl.files import AnotherRunError
 from sicog_trl.generation import (
@@ -376,6 +377,24 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(world, digit
     done = run(recipe)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(shards(tmp_path / "full")) == 2
+
+
+def test_damaged_images_are_what_the_model_sees_and_no_training_data(tmp_path):
+    """Each candidate is shown the image damaged in the next way, says which, and is kept out of the curated rows."""
+    noise = PILImage.effect_noise((40, 30), 80).convert("RGB")
+    dataset = Dataset.from_dict({"id": ["a", "b"], "images": [[noise], [noise, noise]]})
+    dataset = dataset.cast_column("images", IMAGES_FEATURES["images"])
+    ways = ["gaussian_blur", "color_jitter", "mirror_rotate", "half_plane_mask"]
+    echo = EchoSampler()
+    generate_candidates(dataset, echo, config(4, corruptions=ways), tmp_path / "c", "m")
+    assert len(echo.requests) == 8
+    for request in echo.requests:
+        assert all(image.tobytes() != noise.tobytes() for image in request.images)
+        assert not any(request.stored)  # the file on the disk is not what is to be shown
+    found = rows(tmp_path / "c")
+    assert [sorted(c["corruption"] for c in row["candidates"]) for row in found] == [sorted(ways)] * 2
+    curate(load(str(tmp_path / "c"), split="candidates"), CurationConfig(), tmp_path / "k")
+    assert load(str(tmp_path / "k"), split="dropped")["reason"][:] == ["corrupted"] * 2
 
 
 # Many workers --------------------------------------------------------------------------------------------------------
