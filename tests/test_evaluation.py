@@ -379,7 +379,7 @@ def test_settings_that_cannot_be(change, message):
 
 def test_a_model_that_is_not_there(pool, tmp_path):
     config = EvaluationConfig(models={"base": "runs/gone/model"}, dataset_name=str(pool), output_dir=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="runs/gone/model is not a folder"):
+    with pytest.raises(FileNotFoundError, match="model folder runs/gone/model does not exist"):
         evaluate(config)
 
 
