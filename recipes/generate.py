@@ -62,8 +62,8 @@ class GenerateArguments:
     num_workers: int | None = field(default=None, metadata={"help": "Workers of Ray."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shard_index < self.num_shards:
-            raise ValueError(f"shard_index counts from 0 to num_shards - 1, got {self.shard_index}, {self.num_shards}")
+        if not 0 <= self.shard_index < self.num_shards or (self.num_workers or 1) < 1:
+            raise ValueError("num_shards and num_workers are at least 1, shard_index counts from 0 to num_shards - 1")
 
 
 ARGUMENTS = (ScriptArguments, ModelConfig, CandidateConfig, SamplerConfig, GenerateArguments)

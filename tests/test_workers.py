@@ -182,6 +182,22 @@ def test_an_earlier_round_may_grow_later(tmp_path):
         assert set(before[row["id"]]) <= set(texts)
 
 
+def test_refusals_say_where_rows_differ_and_when_nothing_would_be_lost(tmp_path):
+    images = ImageRows(questions(12))
+    make_plan(images, config(), tmp_path, "m")
+    with pytest.raises(AnotherRunError, match=r"model is 'm' there and 'n' here.* delete .*plan\.json"):
+        make_plan(images, config(), tmp_path, "n")
+    generate_candidates(images, EchoSampler(), config(), tmp_path, "m", 0, 3)
+    with pytest.raises(AnotherRunError, match="model is 'm' there and 'n' here") as error:
+        make_plan(images, config(), tmp_path, "n")
+    assert "delete" not in str(error.value)
+    changed = questions(12).map(lambda row: {"question": "Why?" if row["id"] == "row-7" else row["question"]})
+    with pytest.raises(AnotherRunError, match="from row 5 on"):
+        make_plan(ImageRows(changed), config(), tmp_path, "m")
+    with pytest.raises(AnotherRunError, match=r"from row 10 on.* An input that has grown"):
+        make_plan(ImageRows(questions(13)), config(), tmp_path, "m")
+
+
 def test_a_worker_with_an_older_plan_takes_nothing_away(tmp_path):
     """Two workers, one of which does not know yet that more candidates are asked for."""
     images = ImageRows(questions(12))

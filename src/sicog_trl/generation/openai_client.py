@@ -251,7 +251,10 @@ class OpenAIServer:
                 f"`vllm serve {self.model}`."
             ) from None
         if self.model not in names:
-            raise ValueError(f"{self.base_url} does not have the model {self.model!r}; it has {names}")
+            raise ValueError(
+                f"{self.base_url} does not have the model {self.model!r}; it has {names}: give one of them as "
+                "served_model_name"
+            )
 
     def _words(self, answer: Any) -> str:
         """Return what the server says, short and without the key, should it repeat it."""

@@ -6,7 +6,9 @@ says how many candidates of each mode its rows were asked for, so that asking fo
 """
 
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,13 @@ from .inputs import ImageRows
 
 _MAX_SHARDS = 99_999  # five digits in a file name
 _FOOTER = b"sicog_trl"
-_NO_SETTINGS = {"counts", "source", "digests", "previous"}  # keys of plan.json that are compared in their own way
+_NO_SETTINGS = {
+    "num_rows",
+    "counts",
+    "source",
+    "digests",
+    "previous",
+}  # keys of plan.json that are compared in their own way
 
 
 @dataclass(frozen=True)
@@ -149,21 +157,23 @@ def make_plan(
         raise ValueError(f"rows_per_shard: {config.rows_per_shard} makes too many files; give at least {least}")
     output_dir = Path(output_dir)
     path = output_dir / "plan.json"
-    known = {"num_rows": len(rows), "rows_per_shard": config.rows_per_shard, "model": model, "dtype": dtype}
-    known |= config.settings
+    known = {"rows_per_shard": config.rows_per_shard, "model": model, "dtype": dtype, **config.settings}
     found = _check_found(path, known, config)
     previous, taken = _earlier(config, found)
     if found:
         refuse_another_run(output_dir, {"previous": found["previous"]}, {"previous": taken})
     digests = found["digests"] if found and found["source"] == rows.source else rows.digests(config.rows_per_shard)
     found = _check_found(path, known, config)  # somebody else may have planned while this one was hashing
-    for folder, others in ((output_dir, found and found["digests"]), (config.previous, previous and previous.digests)):
-        if others and list(others) != list(digests):
-            raise AnotherRunError(
-                f"{folder} holds another run: its input is not that of this one, or was cut into shards of another "
-                "size. Go back to that input and rows_per_shard, or choose another folder"
-            )
-    plan = {**known, "previous": taken, "counts": config.counts, "source": rows.source, "digests": list(digests)}
+    _refuse_other_rows(output_dir, found["digests"] if found else digests, digests, config.rows_per_shard)
+    _refuse_other_rows(config.previous, previous.digests if previous else digests, digests, config.rows_per_shard)
+    plan = {
+        "num_rows": len(rows),
+        **known,
+        "previous": taken,
+        "counts": config.counts,
+        "source": rows.source,
+        "digests": list(digests),
+    }
     if plan != found:
         (output_dir / "summary.json").unlink(missing_ok=True)  # of fewer candidates
         write_json(path, plan)
@@ -175,7 +185,12 @@ def _check_found(path: Path, known: dict[str, Any], config: CandidateConfig) -> 
     if not path.exists():
         return None
     found = _read(path)
-    refuse_another_run(path.parent, {key: found[key] for key in found.keys() - _NO_SETTINGS}, known)
+    try:
+        refuse_another_run(path.parent, {key: found[key] for key in found.keys() - _NO_SETTINGS}, known)
+    except AnotherRunError as error:
+        if any((path.parent / "data").glob("candidates-*")):
+            raise
+        raise AnotherRunError(f"{error}; or, as no shard is published yet, delete {path}") from None
     if not _covers(config.counts, found["counts"]):
         _refuse_fewer(path.parent, found["counts"], config.counts)
     return found
@@ -201,6 +216,21 @@ def _earlier(config: CandidateConfig, found: dict[str, Any] | None) -> tuple[Pla
     settings = {key: value for key, value in said.items() if key not in ("counts", "source")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return plan, {"settings": digest, "counts": taken}
+
+
+def _refuse_other_rows(
+    folder: str | Path | None, found: Sequence[str], wanted: Sequence[str], rows_per_shard: int
+) -> None:
+    """Refuse rows whose hashes are not those that a run was started with."""
+    if list(found) == list(wanted):
+        return
+    pairs = itertools.zip_longest(found, wanted)
+    first = rows_per_shard * next(number for number, (old, new) in enumerate(pairs) if old != new)
+    raise AnotherRunError(
+        f"{folder} holds another run: its input is not that of this one. The first difference is in a row or an image "
+        f"from row {first} on, or in how rows are cut into shards. An input that has grown or been repaired needs "
+        "another output_dir"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

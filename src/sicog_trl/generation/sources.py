@@ -168,10 +168,13 @@ def _find_damaged_json(files: list[Path]) -> None:
 def _load_folder(folder: Path, found: dict[str, list[str]], split: str) -> Dataset:
     tops = {image.split("/")[0] if "/" in image else "" for image in found["image"]}
     if split != "train":
-        raise FileNotFoundError(f"{folder} is a folder of images and has no split {split!r}; name a sub-folder")
+        raise FileNotFoundError(
+            f"{folder} is a folder of images and has no split {split!r}; name a sub-folder as dataset_name"
+        )
     if len(tops) > 1 and tops & _SPLITS and not set(ImageFolder.METADATA_FILENAMES) & set(found["metadata"]):
         raise ValueError(
-            f"{folder} has sub-folders for splits ({', '.join(sorted(tops & _SPLITS))}); name the one to use"
+            f"{folder} has sub-folders for splits ({', '.join(sorted(tops & _SPLITS))}); name the one to use as "
+            "dataset_name"
         )
     # Patterns, not a list: each name of a list would be looked up on its own. And no data_dir: the builder would then
     # take a file such as `test_1.jpg` for a split and leave the others out.
