@@ -42,3 +42,19 @@ def digits_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split, dataset in splits.items():
             save(dataset, folder / pool, split)
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(digits_world: Path) -> str:
+    """The unlabelled scenes of the small digits world; a folder."""
+    return str(digits_world / "unlabelled")
+
+
+@pytest.fixture(scope="module")
+def sampler(digits_model: Path):
+    """An embedded sampler with the learner of the digits world."""
+    from generating import LENGTH
+
+    from sicog_trl.generation import TransformersSampler
+
+    return TransformersSampler(str(digits_model), batch_size=16, max_completion_length=LENGTH)

@@ -55,16 +55,6 @@ def texts(folder: Path) -> dict[str, list[str]]:
     return {row["id"]: [candidate["text"] for candidate in row["candidates"]] for row in rows}
 
 
-@pytest.fixture(scope="module")
-def world(digits_world) -> str:
-    return str(digits_world / "unlabelled")
-
-
-@pytest.fixture(scope="module")
-def sampler(digits_model):
-    return TransformersSampler(str(digits_model), batch_size=16, max_completion_length=LENGTH)
-
-
 def config(**options) -> CandidateConfig:
     return CandidateConfig(**{"max_completion_length": LENGTH, "rows_per_shard": 5, **options})
 

@@ -61,16 +61,6 @@ def run(program: list[str], **options) -> subprocess.CompletedProcess:
     return subprocess.run(program, capture_output=True, text=True, timeout=250, check=False, **options)
 
 
-@pytest.fixture(scope="module")
-def world(digits_world) -> str:
-    return str(digits_world / "unlabelled")
-
-
-@pytest.fixture(scope="module")
-def sampler(digits_model):
-    return TransformersSampler(str(digits_model), batch_size=16, max_completion_length=LENGTH)
-
-
 # More candidates later -----------------------------------------------------------------------------------------------
 
 
