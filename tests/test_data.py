@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Image, List, Value
 
 from sicog_trl.data import (
     ANNOTATED_FEATURES,
@@ -43,6 +43,7 @@ def training_rows(name: str, count: int) -> Dataset:
         {
             **row,
             "id": f"{name}-{i}",
+            "source_id": f"{name}-{i}",
             "prompt": [{"role": "user", "content": f"{name}?"}],
             "completion": [{"role": "assistant", "content": f"{name} {i}"}],
         }
@@ -195,6 +196,24 @@ def test_mixture_follows_weights_and_seed(tmp_path):
     other = load_mixture(MixtureConfig(datasets=sources, mixture_seed=2))
     assert sources_of(again) == names
     assert sources_of(other) != names
+
+
+def test_text_only_rows_are_mixed_in_without_images(tmp_path):
+    save(training_rows("seen", 4), tmp_path / "seen", "train")
+    told = (
+        [{"content": "told?", "role": "user"}],
+        [{"content": "told", "role": "assistant"}],
+    )  # another order of fields
+    rows = [{"prompt": told[0], "completion": told[1], "topic": "x"}] * 4
+    save(Dataset.from_list(rows), tmp_path / "told", "train")
+    mixed = load_mixture(MixtureConfig([{"path": str(tmp_path / name)} for name in ("seen", "told")]))
+    assert set(mixed.column_names) == {"images", "prompt", "completion"}
+    bare = mixed.cast_column("images", List(Image(decode=False)))
+    images = {
+        source: {len(row["images"]) for row in bare if row["prompt"][0]["content"] == f"{source}?"}
+        for source in ("seen", "told")
+    }
+    assert images == {"seen": {1}, "told": {0}}
 
 
 def test_mixture_of_one_source_is_that_source(tmp_path):

@@ -1,11 +1,20 @@
 """What is asked and how answers are read: prompts, steps, final parts, normalised answers."""
 
 import random
+import re
 
 import pytest
 
 from sicog_trl.prompts import STEPS, TASKS, prompt_for, task_of
-from sicog_trl.responses import build_steps, final_part, is_complete, normalize_answer, split_steps
+from sicog_trl.responses import (
+    build_steps,
+    canonical,
+    chain_fault,
+    final_part,
+    is_complete,
+    normalize_answer,
+    split_steps,
+)
 
 
 CHAINS = [mode for mode, titles in STEPS.items() if titles]
@@ -30,7 +39,9 @@ def bodies_for(mode: str, rng: random.Random) -> list[str]:
     bodies = []
     while len(bodies) < len(STEPS[mode]):
         body = " ".join(rng.choices(PIECES, k=rng.randint(1, 8))).strip()
-        if body and not any(line.startswith("Step 2:") for line in body.splitlines()):  # that would be a heading
+        heading = any(line.strip().lower().startswith(("step 2:", "step 1:")) for line in body.splitlines())
+        answer = mode == "chain_of_thought" and len(bodies) == len(STEPS[mode]) - 1  # is one paragraph
+        if body and not heading and not (answer and re.search(r"\n\s*\n", body)):
             bodies.append(body)
     return bodies
 
@@ -73,6 +84,63 @@ def test_chain_with_wrong_steps_is_incomplete(mode):
 def test_number_of_bodies_is_checked():
     with pytest.raises(ValueError, match=r"chain_of_thought.*4 steps, got 2"):
         build_steps("chain_of_thought", ["a", "b"])
+
+
+@pytest.mark.parametrize("body", ["", " ", "x\nStep 2: Reasoning\ny", "x\n**step 7.** y"])
+def test_bodies_that_would_not_be_read_back_are_refused(body):
+    with pytest.raises(ValueError, match="read back"):
+        build_steps("chain_of_thought", ["a", body, "c", "d"])
+
+
+TITLES = STEPS["chain_of_thought"]
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        "Step {n}: {title}\n{body}",
+        "STEP {n}: {upper}\n{body}",
+        "**Step {n}: {title}**\n{body}",
+        "**Step {n}:** {title}\n\n{body}\n",
+        "### Step {n}: {title}\n{body}",
+        "## **step {n} - {title}:**\n{body}",
+        "Step {n}. {title}: {body}",
+        "> Step {n}) *{title}* – {body}",
+    ],
+)
+def test_dressed_headings_are_read_and_written_plain(dress):
+    bodies = ["Count.", "Two **red** dogs.\n\nAnd a cat.", "1 + 2 = 3", "3"]
+    parts = enumerate(zip(TITLES, bodies, strict=True), 1)
+    text = "\n".join(dress.format(n=n, title=title, upper=title.upper(), body=body) for n, (title, body) in parts)
+    assert split_steps(text, "chain_of_thought") == bodies
+    assert canonical(text, "chain_of_thought") == build_steps("chain_of_thought", bodies)
+
+
+def test_every_fault_of_a_chain_has_a_name():
+    whole = build_steps("chain_of_thought", ["a", "b", "c", "d"])
+    steps = [f"Step {n}: {title}\nx" for n, title in enumerate(TITLES, 1)]
+    faults = {
+        "": "empty",
+        "It is 12.": "no_steps",
+        "\n".join(steps[:-1]): "missing_step",
+        "\n".join([*steps, steps[0]]): "repeated_step",
+        "\n".join([*steps, "Step 5: More\nx"]): "extra_step",
+        "\n".join([steps[1], steps[0], *steps[2:]]): "steps_out_of_order",
+        whole.replace("Answer", "Answers"): "renamed_step",
+        whole.replace("\nb", "\n"): "empty_step",
+        f"Sure!\n{whole}": "text_before_steps",
+        f"{whole}\n\nI hope this helps.": "text_after_answer",
+        whole: None,
+    }
+    assert {text: chain_fault(text, "chain_of_thought") for text in faults} == faults
+
+
+def test_an_answer_is_one_paragraph_and_a_description_may_be_several():
+    """The released code keeps what stands behind the answer and throws the answer away."""
+    assert final_part("12\n\nBecause I counted.", "direct_answer") is None
+    assert final_part("12 dogs\nand a cat", "direct_answer") == "12 dogs\nand a cat"
+    text = build_steps("chain_of_description", ["a", "b", "c", "d", "One.\n\nTwo."])
+    assert final_part(text, "chain_of_description") == "One.\n\nTwo."
 
 
 @pytest.mark.parametrize("mode", PLAIN)
@@ -135,6 +203,10 @@ def test_every_mode_has_one_task():
         ("the  Top\nLeft", "top left"),
         ('"red"', "red"),
         ("an", ""),
+        ("The answer is 12.", "12"),
+        ("So the final answer is: (B)", "b"),
+        ("**Answer:** Seven", "7"),
+        ("**red**", "red"),
         ("", ""),
     ],
 )

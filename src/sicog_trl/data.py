@@ -18,11 +18,12 @@ from .files import is_local, replacing
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
+IMAGES = List(Image())
 
 IMAGES_FEATURES = Features(
     {
         "id": Value("string"),
-        "images": List(Image()),
+        "images": IMAGES,
         "question": Value("string"),
         "answer": Value("string"),  # only ever used to measure the quality of labels
     }
@@ -35,6 +36,7 @@ CANDIDATE = {
     "finish_reason": Value("string"),  # "stop", "length", or what else a server says
     "num_tokens": Value("int32"),  # null if a server does not tell
     "corruption": Value("string"),  # how the image was damaged, if it was
+    "mean_logprob": Value("float32"),  # of its tokens under the model, in nats; null unless it was asked for
 }
 CANDIDATES_FEATURES = Features(
     {**IMAGES_FEATURES, "task": Value("string"), "candidates": List(CANDIDATE), "error": Value("string")}
@@ -42,7 +44,7 @@ CANDIDATES_FEATURES = Features(
 CURATED_FEATURES = Features(
     {
         "id": Value("string"),
-        "images": List(Image()),
+        "images": IMAGES,
         "prompt": MESSAGES,
         "completion": MESSAGES,
         "task": Value("string"),
@@ -52,15 +54,35 @@ CURATED_FEATURES = Features(
     }
 )
 ANNOTATED_FEATURES = Features(
-    {name: feature for name, feature in CURATED_FEATURES.items() if name not in ("consistency", "num_candidates")}
+    {
+        "id": Value("string"),
+        "source_id": Value("string"),  # the row of images, or image and question, that several annotations share
+        "images": IMAGES,
+        "prompt": MESSAGES,
+        "completion": MESSAGES,
+        "task": Value("string"),
+        "mode": Value("string"),
+    }
 )
 PREFERENCE_FEATURES = Features(
-    {"id": Value("string"), "images": List(Image()), "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
+    {
+        "id": Value("string"),
+        "images": IMAGES,
+        "prompt": MESSAGES,
+        "chosen": MESSAGES,
+        "rejected": MESSAGES,
+        "task": Value("string"),
+        "mode": Value("string"),  # of both sides
+        "chosen_from": Value("string"),  # "annotated", or "candidate" if the model wrote it itself
+        "rejected_from": Value("string"),  # "damaged" or "ranked"
+        "corruption": Value("string"),  # how the image behind the rejected side was damaged, if it was
+        "margin": Value("float64"),  # by how much the sides differ, see `sicog_trl.preferences`
+    }
 )
 DROPPED_FEATURES = Features(
     {
         "id": Value("string"),
-        "images": List(Image()),
+        "images": IMAGES,
         "task": Value("string"),
         "candidates": List(CANDIDATE),
         "consistency": Value("float64"),
@@ -165,7 +187,8 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
     Load the sources of `mixture` and interleave them by weight.
 
     A source that runs out is started again until every source has been seen whole once, so that the weights hold over
-    the whole dataset. Columns that training does not read are left out.
+    the whole dataset. Columns that training does not read are left out. Rows of a source without images get an empty
+    list of them if another source has some: text-only data may be mixed in (SICOG's pre-training does).
 
     Returns:
         `datasets.Dataset`: with the columns of TRL's vision format (`images`, `prompt`, `completion` or `chosen` and
@@ -183,6 +206,7 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
         raise ValueError("datasets is empty: name at least one source with a `path`")
     if len(parts) == 1:
         return parts[0]
+    parts = _alike(parts)
     columns = [set(part.column_names) for part in parts]
     if any(names != columns[0] for names in columns):
         raise ValueError(f"the sources of the mixture have different training columns: {[sorted(c) for c in columns]}")
@@ -192,6 +216,22 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
         seed=mixture.mixture_seed,
         stopping_strategy="all_exhausted",
     )
+
+
+def _alike(parts: list[Dataset]) -> list[Dataset]:
+    """Give sources the same features: text-only ones an empty list of images, all of them the order of our fields."""
+    if any("images" in part.column_names for part in parts):
+        parts = [
+            part if "images" in part.column_names else part.add_column("images", [[]] * len(part), feature=IMAGES)
+            for part in parts
+        ]
+    wanted = {name: IMAGES if name == "images" else MESSAGES for name in TRAINING_COLUMNS}
+    for number, part in enumerate(parts):
+        plain = {name for name, feature in part.features.items() if feature == Value("string")}
+        features = Features({name: part.features[name] if name in plain else wanted[name] for name in part.features})
+        if features != part.features:
+            parts[number] = part.cast(features)
+    return parts
 
 
 def _check_source(name: str, source: dict) -> float:

@@ -41,6 +41,24 @@ _REQUESTS = {
 }
 
 
+# What a conversation asks for one step at a time, when a chain is told in turns.
+STEP_REQUESTS: dict[str, tuple[str, ...]] = {
+    "chain_of_description": (
+        "What stands out in the image?",
+        "What do these things look like in detail?",
+        "How do they relate to one another, and where are they?",
+        "What else is there, at the edges or in the background?",
+        "Put all of this together into one description.",
+    ),
+    "chain_of_thought": (
+        "{question}\nFirst say what the task is.",
+        "What in the image matters for it?",
+        "Reason from there, step by step.",
+        "So what is the answer?",
+    ),
+}
+
+
 def task_of(mode: str) -> str:
     """Return the task (`"description"` or `"reasoning"`) that `mode` belongs to."""
     for task, modes in TASKS.items():

@@ -58,8 +58,9 @@ def _vocabulary() -> list[str]:
     texts += [f" {word} {word.capitalize()} {word}," for word in DIGITS]
     texts += [f"{word} {word} {word}" for word in COLOURS]
     texts += [*CELLS, *NUMBERS, *BACKGROUNDS, "yes", "no", *DIGITS, *map(str, range(37))]
-    for row in annotated_pool(40, seed=0).values():
-        rows = row.select_columns(["prompt", "completion"])
+    pools = annotated_pool(40, seed=0)
+    for split in ("base", "cognition", "instruction"):
+        rows = pools[split].select_columns(["prompt", "completion"])
         texts += [message["content"] for line in rows for turn in line.values() for message in turn]
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return sorted({word for text in texts for word, _ in splitter.pre_tokenize_str(text)})

@@ -37,32 +37,42 @@ def annotated_pool(count: int, seed: int) -> dict[str, Dataset]:
 
     Returns:
         `dict[str, Dataset]`: split -> TRL prompt-completion rows. `base` (short and detailed captions, direct answers)
-        makes the base model, `cognition` (both chains and their short counterparts) stage 1, `instruction` (direct
-        answers and detailed descriptions) the instruction tuning.
+        makes the base model, `cognition` (both chains and their short counterparts) stage 1, or `perception` and
+        `reasoning`, its halves, two of them; `instruction` (direct answers and detailed descriptions) the instruction
+        tuning. `images` are the rows to generate from that `perception` and `reasoning` answer (their `source_id`).
     """
     rng = np.random.default_rng([seed, 100])
-    rows: dict[str, list[dict]] = {"base": [], "cognition": [], "instruction": []}
+    rows: dict[str, list[dict]] = {name: [] for name in "base cognition perception reasoning instruction".split()}
+    images: list[dict] = []
 
-    def add(splits: str, number: int, scene: Scene, mode: str, completion: str, question: str | None = None) -> None:
+    def add(splits: str, source: str, scene: Scene, mode: str, completion: str, question: str | None = None) -> None:
         prompt = [{"role": "user", "content": prompt_for(mode, question)}]
         answer = [{"role": "assistant", "content": completion}]
         for split in splits.split():
-            name = f"annotated-{number:05d}-{split}-{len(rows[split])}"
-            row = {"id": name, "images": [scene.image], "prompt": prompt, "completion": answer}
+            name = f"{source[:15]}-{split}-{len(rows[split])}"
+            row = {"id": name, "source_id": source, "images": [scene.image], "prompt": prompt, "completion": answer}
             rows[split].append({**row, "task": task_of(mode), "mode": mode})
 
     for number, scene in enumerate(make_scenes("annotated", count, seed)):
+        source = f"annotated-{number:05d}"
         questions = _questions(scene, rng, exists=number % 2 == 0)
-        add("base", number, scene, "short_caption", short_caption(scene))
-        add("base cognition instruction", number, scene, "detailed_description", detailed_description(scene))
-        add("cognition", number, scene, "chain_of_description", chain_of_description(scene))
-        for question in questions:
-            add("base instruction", number, scene, "direct_answer", question.answer, question.question)
-            if question.kind == "reasoning":
-                chain = question.chain_of_thought(scene)
-                add("cognition", number, scene, "direct_answer", question.answer, question.question)
-                add("cognition", number, scene, "chain_of_thought", chain, question.question)
-    return {split: Dataset.from_list(part, features=ANNOTATED_FEATURES) for split, part in rows.items()}
+        described = detailed_description(scene)
+        images.append({"id": source, "images": [scene.image], "question": None, "answer": described})
+        add("base", source, scene, "short_caption", short_caption(scene))
+        add("base cognition perception instruction", source, scene, "detailed_description", described)
+        add("cognition perception", source, scene, "chain_of_description", chain_of_description(scene))
+        for place, asked in enumerate(questions):
+            question = (f"{source}-q{place}", scene)
+            add("base instruction", *question, "direct_answer", asked.answer, asked.question)
+            if asked.kind == "reasoning":
+                images.append(
+                    {"id": question[0], "images": [scene.image], "question": asked.question, "answer": asked.answer}
+                )
+                chain = asked.chain_of_thought(scene)
+                add("cognition reasoning", *question, "direct_answer", asked.answer, asked.question)
+                add("cognition reasoning", *question, "chain_of_thought", chain, asked.question)
+    pools = {split: Dataset.from_list(part, features=ANNOTATED_FEATURES) for split, part in rows.items()}
+    return {**pools, "images": Dataset.from_list(images, features=IMAGES_FEATURES)}
 
 
 def preference_pool(count: int, seed: int) -> Dataset:
@@ -86,6 +96,12 @@ def preference_pool(count: int, seed: int) -> Dataset:
                 "prompt": [{"role": "user", "content": prompt_for("detailed_description")}],
                 "chosen": [{"role": "assistant", "content": detailed_description(scene)}],
                 "rejected": [{"role": "assistant", "content": detailed_description(damaged)}],
+                "task": "description",
+                "mode": "detailed_description",
+                "chosen_from": "annotated",
+                "rejected_from": "misnamed",
+                "corruption": None,
+                "margin": None,
             }
         )
     return Dataset.from_list(rows, features=PREFERENCE_FEATURES)

@@ -172,6 +172,7 @@ def _candidate(asked: Asked, seed: int, response: Response) -> dict[str, Any]:
         "finish_reason": response.finish_reason,
         "num_tokens": response.num_tokens,
         "corruption": asked.corruption,
+        "mean_logprob": None,
     }
 
 
