@@ -1,7 +1,7 @@
 """
 The whole line from one YAML: base model to report. Done stages are skipped, a stage that was cut off goes on.
 
-python recipes/self_improve.py --config recipes/digits/quickstart.yaml
+python recipes/self_improve.py --config recipes/digits/self_improve.yaml
 """
 
 import importlib.util
@@ -43,6 +43,9 @@ def main(config: LoopConfig) -> None:
     """Check, run, report."""
     check(stages(config))
     folder = run(config, RECIPES)
+    if not config.evaluate:
+        print(f"{folder}: all stages are done; without the section `evaluate` there are no scores and no report")
+        return
     report = write_report(folder)
     print(summary_table(json.loads((folder / "evaluate" / "scores.json").read_text())))
     print(f"\nreport: {report}")

@@ -88,7 +88,92 @@ def test_a_section_starts_from_its_yaml_and_replaces_what_it_names(tmp_path):
         stages(config(tmp_path, cognition={"config": "nowhere.yaml"}))
 
 
+def test_candidates_accumulate_from_round_to_round(tmp_path):
+    """Paper: 3, 6, 9 candidates per row."""
+    plan = by_name(config(tmp_path, rounds=3, keep=None, generate={"reasoning_modes": {"direct_answer": 5}}))
+    first, second, third = (plan[f"sicog/round-{n}/generate"].config for n in (1, 2, 3))
+    assert "previous" not in first and "description_modes" not in first
+    assert second["previous"] == first["output_dir"] and third["previous"] == second["output_dir"]
+    assert second["description_modes"] == {"chain_of_description": 4, "detailed_description": 2}
+    assert third["description_modes"] == {"chain_of_description": 6, "detailed_description": 3}
+    assert (second["reasoning_modes"], third["reasoning_modes"]) == ({"direct_answer": 10}, {"direct_answer": 15})
+    fresh = by_name(config(tmp_path, accumulate=False))["sicog/round-2/generate"].config
+    assert "previous" not in fresh and "description_modes" not in fresh
+
+
+APART = {"cognition": {}, "perception": {"max_steps": 7}, "reasoning": {"max_steps": 8}}
+
+
+def test_two_models_of_stage_1_write_each_for_its_task(tmp_path):
+    plan = by_name(config(tmp_path, **APART))
+    run = tmp_path / "run"
+    assert "stage1" not in plan
+    assert plan["perception"].config["model_name_or_path"] == plan["reasoning"].config["model_name_or_path"]
+    asked = {name: stage.config for name, stage in plan.items() if stage.recipe == "generate.py"}
+    written = {name: (c["model_name_or_path"], c["task"]) for name, c in asked.items()}
+    assert written == {
+        "sicog/round-1/generate-description": (f"{run}/perception", "description"),
+        "sicog/round-1/generate-reasoning": (f"{run}/reasoning", "reasoning"),
+        "sicog/round-2/generate-description": (f"{run}/sicog/round-1/instruct", "description"),
+        "sicog/round-2/generate-reasoning": (f"{run}/sicog/round-1/instruct", "reasoning"),
+    }
+    later = asked["sicog/round-2/generate-reasoning"]
+    assert later["previous"] == asked["sicog/round-1/generate-reasoning"]["output_dir"]
+    for arm in ("sicog", "random_candidate"):
+        folders = [f"{run}/sicog/round-2/generate-{task}" for task in ("description", "reasoning")]
+        assert plan[f"{arm}/round-2/curate"].config["dataset_name"] == folders
+    assert plan["sicog/round-1/pretrain"].config["model_name_or_path"] == f"{run}/base"
+    assert list(plan["evaluate"].config["models"])[:3] == ["base", "perception", "reasoning"]
+
+
+PREFERENCE = {
+    "stage1": "preference",
+    "damage": {"corruptions": ["gaussian_blur"]},
+    "pair": {"dataset_name": "annotated", "dataset_split": "$part"},
+    "preference": {"beta": 0.1},
+}
+
+
+def test_stage_1_ends_with_preferences_by_one_line(tmp_path):
+    plan = by_name(config(tmp_path, **PREFERENCE))
+    run = tmp_path / "run"
+    damage, pair, preference = (plan[f"stage1-{name}"] for name in ("damage", "pair", "preference"))
+    assert damage.config["model_name_or_path"] == preference.config["model_name_or_path"] == f"{run}/stage1"
+    assert pair.config["rejected_dataset_name"] == f"{run}/stage1-damage"
+    assert (pair.config["dataset_split"], pair.config["rejected_from"]) == ("cognition", "damaged")
+    assert preference.config["dataset_name"] == f"{run}/stage1-pair" and preference.recipe == "dpo.py"
+    assert plan["sicog/round-1/generate"].config["model_name_or_path"] == f"{run}/stage1-preference"
+    assert list(plan["evaluate"].config["models"])[:3] == ["base", "stage1", "stage1-preference"]
+    apart = by_name(config(tmp_path, **PREFERENCE, **APART))
+    assert apart["reasoning-pair"].config["dataset_split"] == "reasoning"
+    assert apart["perception-damage"].config["task"] == "description"
+    assert "stage1-pair" not in by_name(config(tmp_path, **{**PREFERENCE, "stage1": "sft"}))
+
+
+def test_the_next_model_starts_fresh_or_goes_on(tmp_path):
+    """Paper: vision tower, language model and aligned projector; the model of stage 1 only writes."""
+    plan = by_name(config(tmp_path, fresh_model="$run/align", **APART))
+    for arm in ("sicog", "oracle"):
+        for number in (1, 2):
+            assert plan[f"{arm}/round-{number}/pretrain"].config["model_name_or_path"] == f"{tmp_path}/run/align"
+    assert plan["sicog/round-2/instruct"].config["model_name_or_path"].endswith("sicog/round-2/pretrain")
+
+
+def test_without_evaluation_the_line_ends_with_the_model(tmp_path):
+    assert stages(config(tmp_path, evaluate={}))[-1].recipe == "sft.py"
+
+
 def test_wrong_settings_are_named(tmp_path):
+    for change, message in (
+        ({"cognition": {}}, "either `cognition`, or `perception` and `reasoning`"),
+        ({"perception": {"max_steps": 1}}, "give one of the two"),
+        ({"cognition": {}, "perception": {"max_steps": 1}}, "need both"),
+        ({"stage1": "dpo"}, "one of sft, preference"),
+        ({"stage1": "preference"}, "needs the section `damage`"),
+        ({"min_consistency": [0.5]}, "min_consistency has 1 values for 2 rounds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(tmp_path, **change)
     with pytest.raises(ValueError, match="unknown 'base_only'"):
         config(tmp_path, controls=["base_only"])
     with pytest.raises(ValueError, match="keep has 1 values for 2 rounds"):
