@@ -8,13 +8,22 @@ import torch
 # Part -> where architectures keep it, below the base model. The projector of Qwen's models stands inside the tower.
 PARTS = {
     "multi_modal_projector": (
-        "multi_modal_projector",
-        "connector",
-        "visual.merger",
-        "visual.deepstack_merger_list",
+        "multi_modal_projector",  # LLaVA, Gemma 3, InternVL, Mistral 3, PaliGemma
+        "image_newline",  # LLaVA-NeXT, LLaVA-OneVision
+        "connector",  # Idefics 2 and 3, SmolVLM
+        "vision_model.connector",  # Granite Docling
+        "visual.merger",  # Qwen, GLM
+        "visual.deepstack_merger_list",  # Qwen3-VL
         "merger",
+        "embed_vision",  # Gemma 3n and 4
+        "aligner",  # DeepSeek-VL, Janus
+        "projector",  # PaddleOCR-VL, VideoLLaMA 3
+        "mm_projector",  # Kimi
+        "resampler_model",  # Ernie 4.5
+        "visual_embeddings_table",  # Ovis 2
+        "vision_projection",  # LightOnOCR
     ),
-    "vision_tower": ("vision_tower", "visual", "vision_model"),
+    "vision_tower": ("vision_tower", "visual", "vision_model", "vision_encoder"),
     "language_model": ("language_model", "text_model", "lm_head"),
 }
 
@@ -38,7 +47,7 @@ def parts(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
     """Sort the parameters of `model`, wrapped by PEFT or not, into the parts of [`PARTS`] and `other`."""
     found: dict[str, list[torch.nn.Parameter]] = {part: [] for part in [*PARTS, "other"]}
     for name, parameter in model.named_parameters():
-        path = name.removeprefix("base_model.model.").removeprefix("model.")
+        path = f"{name.removeprefix('base_model.model.').removeprefix('model.')}."
         owners = (part for part, places in PARTS.items() if path.startswith(tuple(f"{place}." for place in places)))
         found[next(owners, "other")].append(parameter)
     return found

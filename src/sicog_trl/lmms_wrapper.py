@@ -105,7 +105,8 @@ class VisionLanguageModel(lmms):
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
+            # As in training and generation: the chat template alone says what stands in front of the text.
+            processor_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},
         ).to(self.device, dtype=self.model.dtype)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens)
         return [self._read(tokens) for tokens in output[:, inputs["input_ids"].shape[1] :].tolist()]

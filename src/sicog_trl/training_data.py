@@ -122,7 +122,8 @@ def preview(trainer: Any, dataset: Dataset) -> str:
     collator = trainer.data_collator
     batch = collator([dataset[0]])
     ids = batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist()
-    image_token = getattr(trainer.processing_class, "image_token_id", None) or trainer.model.config.image_token_id
+    # of the model, not of the processor: that of Gemma 3 names the mark in the text, for which many tokens are put in
+    image_token = trainer.model.config.image_token_id
     learned = int((batch["labels"][0] != -100).sum() if "labels" in batch else batch["completion_mask"][0].sum())
     text = trainer.processing_class.tokenizer.decode([token for token in ids if token != image_token])
     lines = [text, f"[{len(ids)} tokens, {ids.count(image_token)} of images, {learned} with loss]"]

@@ -1,0 +1,212 @@
+"""The same recipes on six architectures: SFT, DPO, candidates, scores, each from what the one before has written."""
+
+import importlib.util
+import json
+import math
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import BUILDERS, build
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl import TrlParser
+
+from sicog_trl.data import load, save
+from sicog_trl.freezing import PARTS, parts
+from sicog_trl.generation import Request, TransformersSampler, transformers_sampler
+
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = pytest.mark.parametrize("name", BUILDERS)
+LENGTH = 12
+# One scene of 32 pixels; see the builders for where the numbers come from.
+IMAGE_TOKENS = {"llava": 16, "llava_next": 36, "idefics3": 20, "qwen2_5_vl": 4, "qwen3_vl": 4, "gemma3": 4}
+# Two steps see all eight rows. A high learning rate moves every parameter by more than rounding.
+TRAINING = {
+    "max_length": None,
+    "max_steps": 2,
+    "learning_rate": 0.01,
+    "per_device_train_batch_size": 4,
+    "bf16": False,
+    "activation_checkpointing": False,
+    "use_cpu": True,
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def run(recipe: str, **settings) -> None:
+    """Run a recipe as its command line does."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", ROOT / "recipes" / f"{recipe}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    module.main(*TrlParser(module.ARGUMENTS).parse_dict(settings))
+
+
+class Stages:
+    """What each stage makes of each architecture; made when it is first asked for."""
+
+    def __init__(self, folder: Path, world: Path):
+        self.folder, self.world = folder, world
+        self.base = cache(lambda name: build(name, folder / name / "base"))
+        self.sft, self.dpo, self.candidates = cache(self._sft), cache(self._dpo), cache(self._candidates)
+        self.rows = folder / "rows"
+        annotated = load(world / "annotated", split="cognition").select(range(8))
+        rows = annotated.to_list()
+        rows[3]["images"] = []
+        rows[6]["images"] = [*rows[6]["images"], *rows[0]["images"]]
+        save(Dataset.from_list(rows, features=annotated.features), self.rows, "train")
+
+    def sft_settings(self, name: str) -> dict:
+        model = {"model_name_or_path": str(self.base(name)), "dataset_name": str(self.rows)}
+        return {**TRAINING, **model, "freeze_vision_tower": True, "save_steps": 1}
+
+    def _sft(self, name: str) -> Path:
+        run("sft", **self.sft_settings(name), output_dir=str(self.folder / name / "sft"))
+        return self.folder / name / "sft"
+
+    def _dpo(self, name: str) -> Path:
+        model = {"model_name_or_path": str(self.sft(name)), "dataset_name": str(self.world / "preference")}
+        run("dpo", **TRAINING, **model, save_strategy="no", output_dir=str(self.folder / name / "dpo"))
+        return self.folder / name / "dpo"
+
+    def _candidates(self, name: str) -> Path:
+        model = {"model_name_or_path": str(self.sft(name)), "dataset_name": str(self.world / "unlabelled")}
+        length = {"max_completion_length": LENGTH}
+        run("generate", **model, **length, output_dir=str(self.folder / name / "candidates"))
+        return self.folder / name / "candidates"
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory, digits_world) -> Stages:
+    return Stages(tmp_path_factory.mktemp("architectures"), digits_world)
+
+
+def weights(folder: Path) -> dict[str, list[torch.Tensor]]:
+    return parts(AutoModelForImageTextToText.from_pretrained(folder))
+
+
+def moved(before: Path, after: Path) -> dict[str, int]:
+    """Return how many tensors of each part differ."""
+    old, new = weights(before), weights(after)
+    return {part: sum(not torch.equal(a, b) for a, b in zip(old[part], new[part], strict=True)) for part in old}
+
+
+@ARCHITECTURES
+def test_every_parameter_belongs_to_a_part(name, stages):
+    found = {part: len(owned) for part, owned in weights(stages.base(name)).items()}
+    assert found.pop("other") == 0
+    assert found.keys() == PARTS.keys() and all(found.values())
+
+
+@ARCHITECTURES
+def test_sft_shows_what_the_model_sees_and_moves_what_trains(name, stages, capsys):
+    folder = stages.sft(name)
+    assert f" tokens, {IMAGE_TOKENS[name]} of images, " in capsys.readouterr().out
+    changed = moved(stages.base(name), folder)
+    assert changed["vision_tower"] == 0
+    assert changed["multi_modal_projector"] > 0 and changed["language_model"] > 0
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["steps"], record["samples"]) == (2, 8)
+    assert record["tokens"] > 8 * IMAGE_TOKENS[name] and math.isfinite(record["last_loss"])
+    before, after = (AutoProcessor.from_pretrained(path) for path in (stages.base(name), folder))
+    assert after.chat_template == before.chat_template and after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+
+
+@ARCHITECTURES
+def test_a_resumed_step_is_the_step_of_an_uninterrupted_run(name, stages, tmp_path):
+    whole = stages.sft(name)
+    shutil.copytree(whole / "checkpoint-1", tmp_path / "checkpoint-1")
+    shutil.copy(whole / "settings.json", tmp_path)
+    run("sft", **stages.sft_settings(name), output_dir=str(tmp_path))
+    assert not any(moved(whole, tmp_path).values())
+
+
+@ARCHITECTURES
+def test_dpo_starts_from_its_own_reference_and_moves_every_part(name, stages):
+    record = json.loads((stages.dpo(name) / "training.json").read_text())
+    assert record["first_loss"] == pytest.approx(math.log(2), abs=5e-5)
+    changed = moved(stages.sft(name), stages.dpo(name))
+    assert all(changed[part] for part in PARTS)
+
+
+@ARCHITECTURES
+def test_candidates_for_every_row(name, stages):
+    rows = load(stages.candidates(name), split="candidates").remove_columns("images").to_list()
+    assert len(rows) == 18 and not any(row["error"] for row in rows)
+    for row in rows:
+        assert len({candidate["seed"] for candidate in row["candidates"]}) == 3
+    summary = json.loads((stages.candidates(name) / "summary.json").read_text())
+    print(summary)
+
+
+@ARCHITECTURES
+def test_what_is_read_once_is_what_transformers_reads_again(name, stages, monkeypatch):
+    sampler = TransformersSampler(str(stages.sft(name)), max_completion_length=LENGTH)
+    scenes = load(stages.world / "unlabelled")["images"][:2]
+    asked = [(scene, prompt) for scene in scenes for prompt in ("What is there?", "Describe all of it, cell by cell.")]
+    requests = [Request(scene, prompt, [n, n + 1, n + 2]) for n, (scene, prompt) in enumerate(asked)]
+    encoded = []
+    names = ("vision_tower", "visual", "vision_model")
+    tower = next(part for path, part in sampler.model.named_modules() if path.rsplit(".", 1)[-1] in names)
+    tower.register_forward_pre_hook(lambda module, given: encoded.append(1))
+    with monkeypatch.context() as plain:
+        plain.setattr(transformers_sampler, "growing_cache", lambda model: None)
+        plain.setattr(sampler, "_look", lambda inputs, requests: inputs)
+        expected = dict(sampler.sample(requests))
+    assert len({answer.text for row in expected.values() for answer in row}) > 3
+    encoded.clear()
+    assert dict(sampler.sample(requests)) == expected
+    assert len(encoded) == 1  # both prompts of both scenes
+
+
+def first_input(model: torch.nn.Module, seen: list) -> None:
+    """Note what the language model is given first."""
+    model.register_forward_pre_hook(lambda module, args, given: seen.append(given["input_ids"]), with_kwargs=True)
+
+
+@ARCHITECTURES
+def test_training_generation_and_evaluation_read_the_same_prompt(name, stages):
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.api.instance import Instance
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    from sicog_trl.harness import load_model
+
+    folder = stages.sft(name)
+    row = load(stages.rows)[0]
+    image, prompt = row["images"][0], row["prompt"][0]["content"]
+    collator = DataCollatorForVisionLanguageModeling(AutoProcessor.from_pretrained(folder), completion_only_loss=True)
+    batch = collator([row])
+    trained = batch["input_ids"][batch["labels"] == -100].tolist()
+
+    generated, evaluated = [], []
+    sampler = TransformersSampler(str(folder), max_completion_length=1)
+    first_input(sampler.model, generated)
+    list(sampler.sample([Request([image], prompt, [0])]))
+    wrapper = load_model(str(folder))
+    first_input(wrapper.model, evaluated)
+    content = [{"type": "image", "url": image}, {"type": "text", "text": prompt}]
+    wrapper.task_dict = {"task": {"test": [[{"role": "user", "content": content}]]}}
+    arguments = ("", lambda doc: doc, {"max_new_tokens": 1}, 0, "task", "test")
+    metadata = {"task": "task", "doc_id": 0, "repeats": 1}
+    wrapper.generate_until([Instance("generate_until", arguments, 0, metadata=metadata)])
+    assert generated[0][0].tolist() == trained
+    assert evaluated[0][0].tolist() == trained
+
+
+def test_lmms_eval_scores_all_of_them_in_one_run(stages, tmp_path):
+    pytest.importorskip("lmms_eval")
+    models = {f"{name}-{stage}": str(getattr(stages, stage)(name)) for name in BUILDERS for stage in ("base", "sft")}
+    settings = {"dataset_name": str(stages.world / "development"), "tasks": ["digits_vqa"], "limit": 2}
+    run("evaluate", models=models, **settings, output_dir=str(tmp_path), num_resamples=100)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["models"].keys() == models.keys()
+    assert all(0 <= scores["models"][model]["digits_vqa"]["accuracy"] <= 1 for model in models)
+    assert all(scores["health"][model]["digits_vqa"]["mean_tokens"] > 0 for model in models)
