@@ -24,6 +24,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig
 
+from sicog_trl.collators import ViewsConfig, show_views
 from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import CANDIDATES_FEATURES, load, save
 from sicog_trl.digits import annotated_pool
@@ -32,7 +33,7 @@ from sicog_trl.files import write_json
 from sicog_trl.prompts import prompt_for
 from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table
-from sicog_trl.training import ResumableSFTTrainer, ViewsConfig, show_views
+from sicog_trl.training import ResumableSFTTrainer
 
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "digits"

@@ -7,21 +7,22 @@ accelerate launch recipes/sft.py --config recipes/digits/sft.yaml
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from sicog_trl.checkpoints import check_model
+from sicog_trl.collators import ViewsConfig, show_views
 from sicog_trl.data import MixtureConfig
 from sicog_trl.freezing import FreezeConfig, freeze
-from sicog_trl.resume import refuse_other_settings, settings_of
+from sicog_trl.resume import settings_of
 from sicog_trl.training import (
+    BatchConfig,
     ResumableSFTTrainer,
-    ViewsConfig,
-    finished,
-    show_views,
+    already_trained,
+    set_accumulation,
     train_and_save,
     trainer_inputs,
 )
-from sicog_trl.training_data import data_fingerprint, refuse_placeholders, training_data
+from sicog_trl.training_data import data_fingerprint, training_data
 
 
-ARGUMENTS = (ScriptArguments, SFTConfig, ModelConfig, MixtureConfig, FreezeConfig, ViewsConfig)
+ARGUMENTS = (ScriptArguments, SFTConfig, ModelConfig, MixtureConfig, BatchConfig, FreezeConfig, ViewsConfig)
 
 
 def main(
@@ -29,24 +30,20 @@ def main(
     training_args: SFTConfig,
     model_args: ModelConfig,
     mixture_args: MixtureConfig,
+    batch_args: BatchConfig,
     freeze_args: FreezeConfig,
     views_args: ViewsConfig,
 ) -> None:
     """Load the data, build the trainer, train, save."""
     check_model(model_args.model_name_or_path)
-    eval_split = script_args.dataset_test_split if training_args.eval_strategy != "no" else None
-    source = (mixture_args, script_args.dataset_name, script_args.dataset_config)
-    splits = (script_args.dataset_train_split, eval_split)
-    train_dataset, eval_dataset = training_data("sft", *source, *splits)
+    set_accumulation(training_args, batch_args)
+    source = (script_args, mixture_args, training_args.eval_strategy != "no")
+    datasets = training_data("sft", *source)
     configs = (training_args, script_args, model_args, mixture_args, freeze_args, views_args)
-    settings = settings_of(*configs, data=data_fingerprint(*source, *splits))
-    refuse_other_settings(training_args.output_dir, settings)
-    if finished(training_args.output_dir):
-        print(f"{training_args.output_dir} holds a finished model; nothing to do")
+    settings = settings_of(*configs, data=data_fingerprint(*source))
+    if already_trained(training_args.output_dir, settings):
         return
-    for dataset in (train_dataset, eval_dataset):
-        refuse_placeholders(dataset, model_args.model_name_or_path, model_args.model_revision)
-    trainer = ResumableSFTTrainer(**trainer_inputs(training_args, model_args, train_dataset, eval_dataset))
+    trainer = ResumableSFTTrainer(**trainer_inputs(training_args, model_args, *datasets))
     freeze(trainer.model, freeze_args)
     show_views(trainer, views_args)
     train_and_save(trainer, settings, script_args.dataset_name)

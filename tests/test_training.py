@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import TrlParser
 
+from sicog_trl.collators import ViewCollator
 from sicog_trl.data import load, save
 from sicog_trl.freezing import FreezeConfig, freeze, parts, parts_table
 from sicog_trl.resume import ResumeFix, last_checkpoint, refuse_other_settings
-from sicog_trl.training import ResumableSFTTrainer, ViewCollator
+from sicog_trl.training import ResumableSFTTrainer
 from sicog_trl.views import light_view
 
 
@@ -98,13 +100,49 @@ def test_every_part_trains_unless_frozen(tmp_path, sft, digits_model):
     assert all("post_layernorm" in name for name in still)  # LLaVA reads the features in front of it
 
 
-def test_before_training_the_parts_an_example_and_what_is_cut_are_shown(tmp_path, sft, capsys):
-    train("sft", **{**sft, "max_length": 30}, output_dir=str(tmp_path), max_steps=1, save_strategy="no")
+def lengths(model: Path, data: Dataset, *completions: str) -> list[tuple[int, int]]:
+    """Tokens in front of the completion, and all of the longest, as the processor gives them row by row."""
+    processor, found = AutoProcessor.from_pretrained(model), []
+    for row in data:
+        images = [{"type": "image"} for _ in row["images"]]
+        asked = [{"role": "user", "content": [*images, {"type": "text", "text": row["prompt"][0]["content"]}]}]
+        text = processor.apply_chat_template(asked, add_generation_prompt=True)
+        prompt = len(processor(images=row["images"] or None, text=[text])["input_ids"][0])
+        answers = [row[name][0]["content"] + "<|im_end|>\n" for name in completions]
+        found.append((prompt, prompt + max(len(processor.tokenizer(answer)["input_ids"]) for answer in answers)))
+    return found
+
+
+def test_before_training_the_parts_an_example_and_what_is_cut_are_shown(tmp_path, sft, digits_model, capsys):
+    source = sft["datasets"][0]
+    expected = lengths(digits_model, load(source["path"], split=source["split"]), "completion")
+    limit = max(prompt for prompt, _ in expected) + 1
+    attempt = {**sft, "output_dir": str(tmp_path), "max_steps": 1, "save_strategy": "no"}
+    train("sft", **{**attempt, "max_length": limit})
     shown = capsys.readouterr().out
-    assert "multi_modal_projector" in shown and "<|im_start|>assistant" in shown
-    assert "4 of images" in shown and "with loss]" in shown
-    cut = int(shown.partition("max_length: 30 cuts ")[2].split()[0])
-    assert 0 < cut < 42
+    assert re.search(r"multi_modal_projector +[\d,]+ ", shown)
+    first = load(source["path"], split=source["split"])[0]
+    text = f"<|im_start|>user\n[4 image tokens]{first['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+    assert f"{text}⟦{first['completion'][0]['content']}<|im_end|>\n⟧" in shown
+    assert f"[{expected[0][1]} tokens, 4 of images, {expected[0][1] - expected[0][0]} with loss" in shown
+    cut = sum(whole > limit for _, whole in expected)
+    assert f"max_length: {limit} cuts {cut} of {len(expected)} rows" in shown and 0 < cut < len(expected)
+    lost = [row for row, (prompt, _) in enumerate(expected) if prompt >= limit - 1]
+    with pytest.raises(ValueError, match=rf"whole completion of {len(lost)} of 42 rows, the first is row {lost[0]} "):
+        train("sft", **{**attempt, "max_length": limit - 1, "output_dir": str(tmp_path / "other")})
+
+
+def test_before_preference_training_both_sides_are_shown(tmp_path, digits_model, digits_world, capsys):
+    data = load(str(digits_world / "preference"))
+    expected = lengths(digits_model, data, "chosen", "rejected")
+    limit = sorted(whole for _, whole in expected)[len(expected) // 2]
+    settings = {"model_name_or_path": str(digits_model), "dataset_name": str(digits_world / "preference")}
+    settings |= {"output_dir": str(tmp_path), "max_steps": 1, "save_strategy": "no", "loss_type": ["sigmoid", "sft"]}
+    train("dpo", **{**settings, "max_length": limit})
+    shown = capsys.readouterr().out
+    for side in ("chosen", "rejected"):
+        assert f"⟦{data[0][side][0]['content']}<|im_end|>\n⟧" in shown.partition(f"{side}:\n")[2]
+    assert f"max_length: {limit} cuts {sum(whole > limit for _, whole in expected)} of {len(data)} rows" in shown
 
 
 def test_freeze_finds_the_parts_below_adapters(digits_model):
@@ -229,7 +267,8 @@ def rows(number: int) -> list[dict]:
 
 def test_views_depend_on_seed_rank_epoch_batch_and_position_and_leave_the_rows_alone():
     def seen(seed=0, rank=0, epoch=0, batch=0) -> list[bytes]:
-        collator = ViewCollator(lambda shown: [row["images"][0].tobytes() for row in shown], light_view, seed, rank)
+        place = (seed, rank, 2, 2)
+        collator = ViewCollator(lambda shown: [row["images"][0].tobytes() for row in shown], light_view, *place)
         collator.start(epoch, batch)
         return collator(given)
 
@@ -256,8 +295,8 @@ def test_batches_of_like_length_are_shuffled_by_the_seed_of_the_run(tmp_path, sf
     def order(seed: int) -> list[list[int]]:
         settings = {**COMMON, **sft, "train_sampling_strategy": "batch_rebalance", "gradient_accumulation_steps": 2}
         settings |= {"output_dir": str(tmp_path), "seed": seed}
-        _, args, model, mixture, *_ = TrlParser(module.ARGUMENTS).parse_dict(settings)
-        data = module.training_data("sft", mixture, None, None, "train", None)[0]
+        script, args, model, mixture, *_ = TrlParser(module.ARGUMENTS).parse_dict(settings)
+        data = module.training_data("sft", script, mixture)[0]
         return list(ResumableSFTTrainer(model.model_name_or_path, args, train_dataset=data)._get_train_sampler())
 
     assert order(0) == order(0) != order(1)
@@ -313,7 +352,7 @@ def test_what_fails_before_training_leaves_the_folder_free(tmp_path, sft, digits
     marked = data.remove_columns("prompt").add_column("prompt", prompts)
     save(marked, tmp_path / "marked", "train")
     settings = {**sft, "output_dir": str(tmp_path / "out"), "max_steps": 1, "save_strategy": "no"}
-    with pytest.raises(ValueError, match=r"row 3: the column prompt holds '<image>': '<image>.nDescribe"):
+    with pytest.raises(ValueError, match=r"row 3 .*: the column prompt holds '<image>': '<image>.nDescribe"):
         train("sft", **{**settings, "datasets": [{"path": str(tmp_path / "marked")}]})
     alone = {"datasets": None, "dataset_name": str(tmp_path / "marked")}
     with pytest.raises(ValueError, match=rf"row 3 \(id '{data[3]['id']}'\): the column prompt"):

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 
+from .checkpoints import resolve_adapter
 from .files import claim, refuse_another_run
 from .provenance import weights_fingerprint
 
@@ -96,6 +97,9 @@ def settings_of(training_args: Any, *configs: Any, **extra: Any) -> dict[str, An
     """
     Return what decides which model a run ends with.
 
+    How a global batch is divided into processes, devices and accumulation does not, if rows are drawn at random: a
+    resumed run may have more or fewer processes, and its losses are the same but for rounding.
+
     Args:
         training_args (`TrainingArguments`):
             Of the trainer.
@@ -112,12 +116,16 @@ def settings_of(training_args: Any, *configs: Any, **extra: Any) -> dict[str, An
     settings = {
         key: value for key, value in settings.items() if isinstance(value, plain) and not key.startswith(names)
     }
-    settings["weights"] = weights_fingerprint(settings["model_name_or_path"], settings.get("model_revision"))
-    settings["global_batch_size"] = (
-        training_args.per_device_train_batch_size
-        * training_args.gradient_accumulation_steps
-        * training_args.world_size
-    )
+    model = [part for part in resolve_adapter(settings["model_name_or_path"]) if part]
+    settings["weights"] = "+".join(weights_fingerprint(part, settings.get("model_revision")) for part in model)
+    at_once = training_args.train_batch_size * training_args.world_size
+    settings["global_batch_size"] = at_once * training_args.gradient_accumulation_steps
+    if training_args.train_sampling_strategy == "random":
+        # The same rows in the same steps, however a step is divided. Batches of like length do depend on that.
+        for part in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            del settings[part]
+    else:
+        settings["processes"] = training_args.world_size
     return json.loads(json.dumps({**settings, **extra}, default=str))
 
 

@@ -1,59 +1,103 @@
-"""What TRL lacks: views of the images, batches of like length, weights that come back, a record."""
+"""What TRL lacks: a fixed global batch, batches of like length, weights that come back, a record."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import DeepSpeedPlugin
 from datasets import Dataset
-from torch.utils.data import get_worker_info
-from transformers import TrainerCallback
+from transformers import set_seed
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from transformers.trainer_pt_utils import BatchRebalanceSampler
-from trl import (
-    DPOConfig,
-    DPOTrainer,
-    ModelConfig,
-    SFTConfig,
-    SFTTrainer,
-    get_peft_config,
-    get_quantization_config,
-)
+from trl import DPOConfig, DPOTrainer, ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
+from .adapters import load_adapter, quantization
+from .checkpoints import resolve_adapter
+from .collators import ImageInEveryBatch
 from .files import write_json
 from .freezing import parts_table
+from .preview import preview
 from .provenance import versions
-from .resume import ResumeFix, claim_folder, last_checkpoint
-from .training_data import TEXTS, preview
-from .views import VIEWS
+from .resume import ResumeFix, claim_folder, last_checkpoint, refuse_other_settings
+from .training_data import TEXTS, NamedRows, has_images, refuse_placeholders
 
 
 @dataclass
-class ViewsConfig:
+class BatchConfig:
     """
-    Augmentation of the images while training.
+    How many rows a step learns from.
 
     Args:
-        image_views (`str`, *optional*):
-            Show the model a `"light"` or `"strong"` view instead of the image, another one at every visit.
+        global_batch_size (`int`, *optional*):
+            Rows per step over all processes. `gradient_accumulation_steps` follows from it, so that a run is the same
+            on any number of devices.
     """
 
-    image_views: str | None = field(
-        default=None, metadata={"help": "Train on `light` or `strong` views of the images."}
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows per step over all processes; accumulation follows from it."}
     )
 
     def __post_init__(self) -> None:
-        if self.image_views is not None and self.image_views not in VIEWS:
-            raise ValueError(f"image_views is one of {', '.join(VIEWS)}, got {self.image_views!r}")
+        if self.global_batch_size is not None and self.global_batch_size < 1:
+            raise ValueError(f"global_batch_size is at least 1, got {self.global_batch_size}")
+
+
+def set_accumulation(args: SFTConfig | DPOConfig, config: BatchConfig) -> None:
+    """
+    Derive `args.gradient_accumulation_steps` from the global batch and the number of processes, and print it.
+
+    Raises:
+        `ValueError`: if it does not come out even, with numbers that would.
+    """
+    rows, each, processes = config.global_batch_size, args.per_device_train_batch_size, args.world_size
+    if rows is None:
+        return
+    if args.gradient_accumulation_steps != 1 or args.auto_find_batch_size:
+        name = "auto_find_batch_size" if args.auto_find_batch_size else "gradient_accumulation_steps"
+        raise ValueError(
+            f"both global_batch_size and {name} are given: leave {name} out, accumulation follows from the global "
+            "batch, per_device_train_batch_size and the number of processes"
+        )
+    at_once = args.train_batch_size * processes  # more than `each` for GPUs that share one process
+    steps, rest = divmod(rows, at_once)
+    if rest:
+        near = [str(number * at_once) for number in (steps, steps + 1) if number]
+        fits = [str(size) for size in range(1, rows + 1) if rows % (size * at_once // each) == 0]
+        raise ValueError(
+            f"global_batch_size {rows} is not a multiple of {at_once} = {each} per device x {at_once // each} "
+            f"processes. What fits: global_batch_size {' or '.join(near)}; or per_device_train_batch_size "
+            f"{', '.join(fits) or f'with at most {rows} processes'}"
+        )
+    args.gradient_accumulation_steps = steps
+    if args.deepspeed:  # its "auto" was filled in with the accumulation of before
+        args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
+        args.hf_deepspeed_config.trainer_config_process(args)
+        args.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=args.hf_deepspeed_config)
+    PartialState().print(
+        f"global batch {rows} = {each} per device x {at_once // each} processes x {steps} accumulation"
+    )
 
 
 class _VisionTraining(ResumeFix):
     """Weights that come back, a collator of its own for training, and samplers that know the lengths of the texts."""
 
     train_collator: Callable[[list[dict]], dict] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.plain_collator = self.data_collator
+        # not for texts alone: what no row uses is left alone, by weight decay too
+        if self.args.world_size > 1 and has_images(self.train_dataset):
+            pad = self.processing_class.tokenizer.pad_token_id
+            self.data_collator = ImageInEveryBatch(self.data_collator, self.processing_class, pad)
+
+    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> NamedRows:
+        return NamedRows(super()._remove_unused_columns(dataset, description), dataset)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         # evaluation must see the images as they are, so only the loader for training is built with views
@@ -91,71 +135,6 @@ class ResumableDPOTrainer(_VisionTraining, DPOTrainer):
     """TRL's DPOTrainer, with weights that come back."""
 
 
-class ViewCollator:
-    """
-    Collate views instead of the images; the rows stay as they are.
-
-    A view is seeded by the run, the process, the epoch, the batch in the epoch and the position in the batch, so that
-    a resumed run sees exactly what an uninterrupted one sees.
-
-    Args:
-        collator (`Callable`):
-            TRL's vision collator.
-        view (`Callable[[PIL.Image.Image, int], PIL.Image.Image]`):
-            Image and seed -> view.
-        seed (`int`):
-            Seed of the run.
-        rank (`int`, *optional*, defaults to `0`):
-            Process; each sees other rows and other views.
-    """
-
-    def __init__(self, collator: Callable[[list[dict]], dict], view: Callable, seed: int, rank: int = 0):
-        self.collator, self.view, self.seed, self.rank = collator, view, seed, rank
-        self.start(epoch=0, batch=0)
-
-    def start(self, epoch: int, batch: int) -> None:
-        """Say which batch comes next. Batches that a resumed run skips are never collated."""
-        self.epoch, self.first, self.calls = epoch, batch, 0
-
-    def __call__(self, examples: list[dict]) -> dict:
-        worker = get_worker_info()  # each worker has a copy of this collator and every n-th batch
-        place = self.calls if worker is None else self.calls * worker.num_workers + worker.id
-        self.calls += 1
-        batch = (self.seed, self.rank, self.epoch, self.first + place)
-        shown = [{**row, "images": list(self._views(row["images"], (*batch, n)))} for n, row in enumerate(examples)]
-        return self.collator(shown)
-
-    def _views(self, images: list, place: tuple[int, ...]) -> Iterator:
-        for index, image in enumerate(images):
-            yield self.view(image, int(np.random.SeedSequence((*place, index)).generate_state(1, np.uint64)[0]))
-
-
-class _StartEpoch(TrainerCallback):
-    """Tell [`ViewCollator`] the epoch and how many of its batches a resumed run skips, as `Trainer` counts them."""
-
-    def __init__(self, collator: ViewCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        steps = max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
-        epoch, done = divmod(state.global_step, steps)
-        self.collator.start(epoch, done * args.gradient_accumulation_steps)
-
-
-def show_views(trainer: SFTTrainer | DPOTrainer, config: ViewsConfig) -> None:
-    """Let `trainer` train, not evaluate, on views if `config` says so."""
-    if not config.image_views:
-        return
-    if "images" not in trainer.train_dataset.column_names:
-        raise ValueError(f"image_views: the dataset has no column images, only {trainer.train_dataset.column_names}")
-    if trainer.args.dataloader_persistent_workers:
-        raise ValueError("image_views: set dataloader_persistent_workers to false; workers that stay miss new epochs")
-    trainer.train_collator = ViewCollator(
-        trainer.data_collator, VIEWS[config.image_views], trainer.args.seed, trainer.args.process_index
-    )
-    trainer.add_callback(_StartEpoch(trainer.train_collator))
-
-
 def trainer_inputs(
     args: SFTConfig | DPOConfig, model_args: ModelConfig, train_dataset: Dataset, eval_dataset: Dataset | None
 ) -> dict[str, Any]:
@@ -163,27 +142,33 @@ def trainer_inputs(
     Return the arguments that TRL's trainers share.
 
     The model is handed over by name, not as an instance: DPOTrainer loads its reference from that name, and it must be
-    this very model.
+    this very model. Only an adapter that goes on training is loaded here.
     """
-    args.model_init_kwargs = {
+    for dataset in (train_dataset, eval_dataset):
+        refuse_placeholders(dataset, model_args.model_name_or_path, model_args.model_revision)
+    start = {"quantization_config": quantization(model_args)}
+    init = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(args.model_init_kwargs or {}),
     }
-    return {
-        "model": model_args.model_name_or_path,
-        "args": args,
-        "train_dataset": train_dataset,
-        "eval_dataset": eval_dataset,
-        "peft_config": get_peft_config(model_args),
-        "quantization_config": get_quantization_config(model_args),
-    }
+    if resolve_adapter(model_args.model_name_or_path)[1]:
+        set_seed(args.seed)
+        alone = args.distributed_state.distributed_type not in ("MULTI_GPU", "DEEPSPEED")
+        start = load_adapter(model_args, {**init, **{k: v for k, v in start.items() if v}}, device_map=alone)
+    else:
+        args.model_init_kwargs = init
+        start |= {"model": model_args.model_name_or_path, "peft_config": get_peft_config(model_args)}
+    return {**start, "args": args, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
 
 
-def finished(output_dir: str | Path) -> bool:
-    """Return whether [`train_and_save`] ended in `output_dir` before."""
-    return Path(output_dir, "training.json").exists()
+def already_trained(output_dir: str | Path, settings: dict[str, Any]) -> bool:
+    """Return whether [`train_and_save`] ended in `output_dir` before; refuse the folder of another run."""
+    refuse_other_settings(output_dir, settings)
+    if done := Path(output_dir, "training.json").exists():
+        PartialState().print(f"{output_dir} holds a finished model; nothing to do")
+    return done
 
 
 def train_and_save(
@@ -206,7 +191,8 @@ def train_and_save(
     """
     args = trainer.args
     say = trainer.accelerator.print
-    say(f"{parts_table(trainer.model)}\n\n{preview(trainer, trainer.train_dataset)}\n", flush=True)
+    if trainer.accelerator.is_main_process:
+        say(f"{parts_table(trainer.model)}\n\n{preview(trainer)}\n", flush=True)
     # not before: what fails above leaves no trace that would refuse the next try
     claim_folder(args.output_dir, settings)
     # the trainer's own count survives a resume, TRL's `num_tokens` begins at zero again
@@ -229,7 +215,7 @@ def train_and_save(
 
 def _record(trainer: SFTTrainer | DPOTrainer) -> dict[str, Any]:
     args, state, rows = trainer.args, trainer.state, len(trainer.train_dataset)
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs, steps = divmod(state.global_step, max(-(-rows // batch), 1))  # the last batch of an epoch may be short
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {

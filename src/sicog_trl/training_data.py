@@ -1,9 +1,11 @@
-"""What a model trains on, checked before anything is loaded and shown as the model will see it."""
+"""What a model trains on, checked before anything is loaded."""
 
-import dataclasses
 from typing import Any
 
-from datasets import Dataset
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, Image, List
+from trl import ScriptArguments
 
 from .checkpoints import load_processor, placeholders
 from .data import MixtureConfig, load, load_mixture, split_files
@@ -16,12 +18,7 @@ COLUMNS = {"sft": ({"prompt", "completion"}, {"messages"}), "dpo": ({"prompt", "
 
 
 def training_data(
-    kind: str,
-    mixture: MixtureConfig,
-    dataset_name: str | None,
-    dataset_config: str | None,
-    train_split: str,
-    eval_split: str | None,
+    kind: str, script_args: ScriptArguments, mixture: MixtureConfig, evaluates: bool = False
 ) -> tuple[Dataset, Dataset | None]:
     """
     Load what to train and what to evaluate on: a mixture, or the splits of one dataset.
@@ -29,49 +26,66 @@ def training_data(
     Args:
         kind (`str`):
             `"sft"` or `"dpo"`: decides which columns have to be there.
+        script_args (`ScriptArguments`):
+            Name one dataset and its splits.
         mixture ([`MixtureConfig`]):
             Its `datasets`, if any, are trained on; `dataset_name` then serves evaluation alone.
-        dataset_name, dataset_config (`str`, *optional*):
-            One dataset.
-        train_split (`str`):
-            Its split to train on.
-        eval_split (`str`, *optional*):
-            Its split to evaluate on.
+        evaluates (`bool`, *optional*, defaults to `False`):
+            Whether there is something to evaluate on.
 
     Returns:
-        `tuple[Dataset, Dataset | None]`: training and evaluation dataset.
+        `tuple[Dataset, Dataset | None]`: training and evaluation dataset. Texts alone get empty lists of images, so
+        that they take the same way.
     """
-    if not mixture.datasets and not dataset_name:
+    name = script_args.dataset_name
+    for option in ("dataset_streaming", "ignore_bias_buffers"):
+        if getattr(script_args, option):
+            raise ValueError(
+                f"{option} has no effect here; leave it out. Datasets are read from disk as they are used"
+            )
+    if not mixture.datasets and not name:
         raise ValueError("there is nothing to train on: give dataset_name, or datasets for a mixture")
-    if mixture.datasets and dataset_name and not eval_split:
+    if mixture.datasets and name and not evaluates:
         raise ValueError("both dataset_name and datasets are given: leave one of them out")
-    if eval_split and not dataset_name:
+    if evaluates and not name:
         raise ValueError("eval_strategy needs dataset_name, the dataset to evaluate on")
-    train = load_mixture(mixture) if mixture.datasets else load(dataset_name, dataset_config, train_split)
-    _check(train, kind, "training dataset")
-    if not eval_split:
+    if mixture.datasets:
+        train = load_mixture(mixture)
+    else:
+        train = load(name, script_args.dataset_config, script_args.dataset_train_split)
+    train = _checked(train, kind, "training dataset")
+    if not evaluates:
         return train, None
-    evaluation = load(dataset_name, dataset_config, eval_split)
-    _check(evaluation, kind, f"split {eval_split!r} of {dataset_name}")
-    return train, evaluation
+    split = script_args.dataset_test_split
+    evaluation = load(name, script_args.dataset_config, split)
+    return train, _checked(evaluation, kind, f"split {split!r} of {name}")
 
 
-def _check(dataset: Dataset, kind: str, name: str) -> None:
+def _checked(dataset: Dataset, kind: str, name: str) -> Dataset:
     if not len(dataset):
         raise ValueError(f"the {name} is empty")
     columns = set(dataset.column_names)
     if not any(wanted <= columns for wanted in COLUMNS[kind]):
         wanted = " or ".join(" + ".join(sorted(names)) for names in COLUMNS[kind])
         raise ValueError(f"the {name} needs the columns {wanted}; it has {', '.join(sorted(columns))}")
+    if columns & {"image", "images"}:
+        return dataset
+    return dataset.add_column("images", [[]] * len(dataset), feature=List(Image()))
 
 
-def data_fingerprint(
-    mixture: MixtureConfig, dataset_name: str | None, dataset_config: str | None, *splits: str | None
-) -> dict[str, str]:
+def has_images(dataset: Dataset) -> bool:
+    """Return whether any row of `dataset` has an image; only lengths of lists are read."""
+    if "images" not in dataset.column_names:
+        return "image" in dataset.column_names
+    return bool(pc.max(pc.list_value_length(dataset.data.column("images"))).as_py())
+
+
+def data_fingerprint(script_args: ScriptArguments, mixture: MixtureConfig, evaluates: bool = False) -> dict[str, str]:
     """Return a hash of the files of each local split that [`training_data`] reads; a Hub id stands for itself."""
     sources = [(each["path"], each.get("config"), each.get("split") or "train") for each in mixture.datasets or []]
-    trains = 1 if mixture.datasets else 0  # the first split is the one to train on; a mixture takes its place
-    sources += [(dataset_name, dataset_config, split) for split in splits[trains:] if split]
+    splits = [] if mixture.datasets else [script_args.dataset_train_split]
+    splits += [script_args.dataset_test_split] if evaluates else []
+    sources += [(script_args.dataset_name, script_args.dataset_config, split) for split in splits]
     return {
         "/".join(filter(None, source)): hash_files(split_files(*source)) if is_local(source[0]) else "not local"
         for source in sources
@@ -94,42 +108,61 @@ def refuse_placeholders(dataset: Dataset | None, model_name_or_path: str, revisi
         return
     tokens = placeholders(load_processor(model_name_or_path, revision=revision))
     names = [name for name in TEXTS if name in dataset.column_names]
-    labels = dataset["id"] if "id" in dataset.column_names else None
     for number, row in enumerate(dataset.select_columns(names)):
         for name, value in row.items():
             for text in [value] if isinstance(value, str) else [message["content"] for message in value or []]:
                 if token := next((token for token in tokens if isinstance(text, str) and token in text), None):
-                    label = f"row {number}" if labels is None else f"row {number} (id {labels[number]!r})"
                     raise ValueError(
-                        f"{label}: the column {name} holds {token!r}: {text[:80]!r}; take it out, one is placed for "
-                        "each image of the row"
+                        f"{row_label(dataset, number)}: the column {name} holds {token!r}: {text[:80]!r}; take "
+                        "it out, one is placed for each image of the row"
                     )
 
 
-def preview(trainer: Any, dataset: Dataset) -> str:
+def row_label(dataset: Dataset, number: int) -> str:
+    """Return how to find a row again: its number, and its id or else the beginning of its texts."""
+    names = [name for name in ("id", *TEXTS) if name in dataset.column_names]
+    row = dataset.select_columns(names)[number]
+    if "id" in row:
+        return f"row {number} (id {row['id']!r})"
+    texts = (value if isinstance(value, str) else value[-1]["content"] for value in row.values() if value)
+    return f"row {number} ({', '.join(repr(str(text)[:40]) for text in texts)})"
+
+
+def read_row(dataset: Dataset, number: int, labels: Dataset | None = None) -> dict[str, Any]:
     """
-    Render the first row as the model will see it, and count what `max_length` cuts off.
+    Return a row; one whose image cannot be read is named.
 
     Args:
-        trainer (`SFTTrainer` or `DPOTrainer`):
-            Its collator and processor are asked.
         dataset (`datasets.Dataset`):
-            The dataset that it trains on.
-
-    Returns:
-        `str`: the text, its tokens, image tokens and tokens with loss, and how many rows are cut.
+            What is trained on.
+        number (`int`):
+            Of the row.
+        labels (`datasets.Dataset`, *optional*):
+            The same rows with their ids, if `dataset` has none.
     """
-    collator = trainer.data_collator
-    batch = collator([dataset[0]])
-    ids = batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist()
-    # of the model, not of the processor: that of Gemma 3 names the mark in the text, for which many tokens are put in
-    image_token = trainer.model.config.image_token_id
-    learned = int((batch["labels"][0] != -100).sum() if "labels" in batch else batch["completion_mask"][0].sum())
-    text = trainer.processing_class.tokenizer.decode([token for token in ids if token != image_token])
-    lines = [text, f"[{len(ids)} tokens, {ids.count(image_token)} of images, {learned} with loss]"]
-    if limit := trainer.args.max_length:
-        whole = dataclasses.replace(collator, max_length=None)
-        rows = range(0, len(dataset), -(-len(dataset) // 100))
-        cut = sum(int(whole([dataset[row]])["attention_mask"].sum(dim=1).max()) > limit for row in rows)
-        lines.append(f"max_length: {limit} cuts {cut} of {len(rows)} sampled rows; null cuts none")
-    return "\n".join(lines)
+    try:
+        return dataset[number]
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on what is broken
+        raise ValueError(
+            f"{row_label(dataset if labels is None else labels, number)} of the dataset cannot be read: "
+            f"{type(error).__name__}: {error}. Repair or leave out that row"
+        ) from error
+
+
+class NamedRows(torch.utils.data.Dataset):
+    """Rows for a `DataLoader`, see [`read_row`]."""
+
+    def __init__(self, dataset: Dataset, labels: Dataset):
+        self.dataset, self.labels = dataset, labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return read_row(self.dataset, number, self.labels)
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        try:
+            return self.dataset.__getitems__(numbers)
+        except (OSError, SyntaxError, ValueError):
+            return [self[number] for number in numbers]  # one of them says which
