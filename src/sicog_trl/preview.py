@@ -37,7 +37,8 @@ def preview(trainer: Any) -> str:
         `ValueError`: if `max_length` cuts off all that a row has to teach.
     """
     batch = trainer.plain_collator([read_row(trainer.train_dataset, 0)])
-    image_token = getattr(trainer.processing_class, "image_token_id", None) or trainer.model.config.image_token_id
+    # of the model, not of the processor: that of Gemma 3 names the mark in the text, for which many tokens are put in
+    image_token = trainer.model.config.image_token_id
     learned = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
     names = ("chosen", "rejected") if len(learned) == 2 else ("example",)
     lines = []
