@@ -118,13 +118,16 @@ def test_before_training_the_parts_an_example_and_what_is_cut_are_shown(tmp_path
     expected = lengths(digits_model, load(source["path"], split=source["split"]), "completion")
     limit = max(prompt for prompt, _ in expected) + 1
     attempt = {**sft, "output_dir": str(tmp_path), "max_steps": 1, "save_strategy": "no"}
-    train("sft", **{**attempt, "max_length": limit})
+    train("sft", **attempt)
     shown = capsys.readouterr().out
+    assert "max_length: null, no row is cut" in shown
     assert re.search(r"multi_modal_projector +[\d,]+ ", shown)
     first = load(source["path"], split=source["split"])[0]
     text = f"<|im_start|>user\n[4 image tokens]{first['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
     assert f"{text}⟦{first['completion'][0]['content']}<|im_end|>\n⟧" in shown
     assert f"[{expected[0][1]} tokens, 4 of images, {expected[0][1] - expected[0][0]} with loss" in shown
+    train("sft", **{**attempt, "max_length": limit, "output_dir": str(tmp_path / "cut")})
+    shown = capsys.readouterr().out
     cut = sum(whole > limit for _, whole in expected)
     assert f"max_length: {limit} cuts {cut} of {len(expected)} rows" in shown and 0 < cut < len(expected)
     lost = [row for row, (prompt, _) in enumerate(expected) if prompt >= limit - 1]
@@ -138,10 +141,12 @@ def test_before_preference_training_both_sides_are_shown(tmp_path, digits_model,
     limit = sorted(whole for _, whole in expected)[len(expected) // 2]
     settings = {"model_name_or_path": str(digits_model), "dataset_name": str(digits_world / "preference")}
     settings |= {"output_dir": str(tmp_path), "max_steps": 1, "save_strategy": "no", "loss_type": ["sigmoid", "sft"]}
-    train("dpo", **{**settings, "max_length": limit})
+    train("dpo", **settings)
     shown = capsys.readouterr().out
     for side in ("chosen", "rejected"):
         assert f"⟦{data[0][side][0]['content']}<|im_end|>\n⟧" in shown.partition(f"{side}:\n")[2]
+    train("dpo", **{**settings, "max_length": limit, "output_dir": str(tmp_path / "cut")})
+    shown = capsys.readouterr().out
     assert f"max_length: {limit} cuts {sum(whole > limit for _, whole in expected)} of {len(data)} rows" in shown
 
 

@@ -78,8 +78,14 @@ def parts_table(model: torch.nn.Module) -> str:
     """Return a table of the parts of `model`, their parameters and how many of them train."""
     rows = [f"{'part':22}  {'parameters':>14}  {'trainable':>14}"]
     for part, parameters in parts(model).items():
-        sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # ZeRO-3 keeps shards
+        sizes = [_size(parameter) for parameter in parameters]
         trained = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
         if sizes:
             rows.append(f"{part:22}  {sum(sizes):>14,}  {trained:>14,}")
     return "\n".join(rows)
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Return the number of weights of a parameter, also of a shard of it (ZeRO-3) or of several in a byte (4 bits)."""
+    size = getattr(parameter, "ds_numel", parameter.numel())
+    return size * 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else size

@@ -134,6 +134,13 @@ class ResumableSFTTrainer(_VisionTraining, SFTTrainer):
 class ResumableDPOTrainer(_VisionTraining, DPOTrainer):
     """TRL's DPOTrainer, with weights that come back."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Of a quantized model TRL rounds the adapter to bfloat16 after it was copied to be the reference.
+        for name, parameter in self.model.named_parameters():
+            if ".ref." in name:
+                parameter.data = self.model.get_parameter(name.replace(".ref.", ".default.")).data.clone()
+
 
 def trainer_inputs(
     args: SFTConfig | DPOConfig, model_args: ModelConfig, train_dataset: Dataset, eval_dataset: Dataset | None
