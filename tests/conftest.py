@@ -58,3 +58,9 @@ def sampler(digits_model: Path):
     from sicog_trl.generation import TransformersSampler
 
     return TransformersSampler(str(digits_model), batch_size=16, max_completion_length=LENGTH)
+
+
+@pytest.fixture
+def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let YAMLs for a GPU be read where there is none: training arguments refuse bf16 there."""
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)

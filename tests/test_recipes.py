@@ -10,6 +10,8 @@ import yaml
 from trl import TrlParser
 
 
+pytestmark = pytest.mark.usefixtures("bf16_everywhere")
+
 ROOT = Path(__file__).parent.parent
 YAMLS = sorted(ROOT.glob("recipes/*/**/*.yaml"))
 RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.py"))
