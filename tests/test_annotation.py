@@ -33,6 +33,7 @@ from sicog_trl.prompts import CHAIN_OF_DESCRIPTION_STEPS, prompt_for
 from sicog_trl.responses import build_steps, split_steps
 
 
+RECIPE = str(Path(__file__).parent.parent / "recipes" / "annotate.py")
 TAGGED = (
     "<SUMMARY> Count. </SUMMARY>\n\n<CAPTION> Two dots. </CAPTION>\n\n<REASONING> One and one. </REASONING>\n\n"
     "<CONCLUSION> 2 </CONCLUSION>"
@@ -428,6 +429,8 @@ def test_an_answer_that_is_no_annotation_is_dropped_by_name_kept_raw_and_asked_a
 
         server.requests.clear()
         assert teach(source, tmp_path / "out", server, min_words=1)["kept"] == summary["kept"] + 1
+        cost = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert (cost["teacher"], cost["calls"]) == ("stub", len(replies)) and cost["tokens"] > 100
         assert not server.requests, "thresholds are changed without asking anybody"
 
         faults.clear()
@@ -491,16 +494,6 @@ def test_a_torn_last_line_is_asked_again_alone_and_a_damaged_one_elsewhere_is_an
             teach(source, tmp_path / "out", server)
 
 
-KILLED = """
-import sys
-from sicog_trl.annotation import AnnotationConfig, TeacherConfig, annotate_with_teacher
-source, output_dir, base_url = sys.argv[1:]
-config = AnnotationConfig("teacher")
-teacher = TeacherConfig("stub", base_url, concurrency=2)
-annotate_with_teacher(config.records(source, None, "train"), config, teacher, output_dir)
-"""
-
-
 def test_law_4_after_kill_9_only_calls_that_were_under_way_are_paid_again(tmp_path):
     source, path = captioned(tmp_path, [f"r{number}" for number in range(12)]), tmp_path / "out" / "answers.jsonl"
     released, lock, told = threading.Event(), threading.Lock(), []
@@ -514,8 +507,9 @@ def test_law_4_after_kill_9_only_calls_that_were_under_way_are_paid_again(tmp_pa
         return chain_for(name)
 
     with Teacher(reply) as server:
-        command = [sys.executable, "-c", KILLED, source, str(tmp_path / "out"), server.base_url]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        options = ["--dataset_name", source, "--output_dir", str(tmp_path / "out"), "--source_format", "teacher"]
+        options += ["--teacher", "stub", "--base_url", server.base_url, "--concurrency", "2"]
+        process = subprocess.Popen([sys.executable, RECIPE, *options], stderr=subprocess.PIPE, text=True)
         while not path.exists() or path.read_bytes().count(b"\n") < 5 or len(told) < 7:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)

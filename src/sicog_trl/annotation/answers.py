@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,21 +24,27 @@ class Answers:
     Args:
         path (`Path`):
             JSON Lines. A last line that a killed process left unfinished is taken away.
+
+    Attributes:
+        tokens (`int`):
+            Length of all answers, as far as the server tells.
     """
 
     def __init__(self, path: Path):
-        self._path = path
+        self.path = path
         self._last: dict[str, dict[str, Any]] = {}
+        self._times: Counter[str] = Counter()
+        self.tokens = 0
 
     @contextmanager
     def opened(self) -> Iterator["Answers"]:
         """Hold the file: another process that would pay for the same answers is refused."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a+b") as self._file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as self._file:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise RuntimeError(f"another process is asking the teacher for {self._path.parent}") from error
+                raise RuntimeError(f"another process is asking the teacher for {self.path.parent}") from error
             self._read()
             yield self
 
@@ -48,10 +55,9 @@ class Answers:
             if not line.endswith(b"\n"):
                 break
             try:
-                answer = json.loads(line)
-                self._last[answer["id"]] = answer
+                self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self._path}, line {number}: no answer of a teacher: {error}; delete it") from error
+                raise ValueError(f"{self.path}, line {number}: no answer of a teacher: {error}; delete it") from error
             end += len(line)
         self._file.truncate(end)
 
@@ -60,11 +66,25 @@ class Answers:
         self._file.write(json.dumps(answer).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._take(answer)
+
+    def _take(self, answer: dict[str, Any]) -> None:
         self._last[answer["id"]] = answer
+        self._times[answer["id"]] += 1
+        self.tokens += answer.get("num_tokens") or 0
 
     def get(self, row_id: str) -> dict[str, Any] | None:
         """Return the last answer for a record."""
         return self._last.get(row_id)
+
+    def times(self, row_id: str) -> int:
+        """Return how many answers there are for a record."""
+        return self._times[row_id]
+
+    @property
+    def calls(self) -> int:
+        """Number of answers, each of them paid for."""
+        return self._times.total()
 
 
 def read_answer(answer: dict[str, Any], reference: str, min_words: int) -> Reading:

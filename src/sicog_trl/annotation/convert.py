@@ -126,6 +126,7 @@ def write_annotations(
     output_dir: str | Path,
     embed_images: bool = True,
     text_of: Callable[[Record], str | None] | None = None,
+    cost: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Write the splits `annotated`, `images` (what can be generated from, for the same sources) and `dropped`.
@@ -142,6 +143,8 @@ def write_annotations(
             Copy the image files into the artefact.
         text_of (`Callable`, *optional*):
             Returns what is kept of a dropped record: all of its fields but the images, unless given.
+        cost (`dict[str, Any]`, *optional*):
+            What the summary says besides.
 
     Returns:
         `dict[str, Any]`: `records` of the source, `rows_in` of them drawn, `kept` and `dropped` (by reason) of these,
@@ -179,6 +182,7 @@ def write_annotations(
         "kept": kept,
         "dropped": dict(sorted(reasons.items())),
         "rows": dict(sorted(modes.items())),
+        **(cost or {}),
     }
     write_json(Path(output_dir, "summary.json"), summary)
     return summary

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..files import AnotherRunError, claim
 from ..generation.images import UnreadableImageError, identity, open_image
 from ..generation.sampling import Failure, Request, candidate_seed
@@ -114,33 +112,97 @@ def annotate_with_teacher(
     Returns:
         `dict[str, Any]`: the counts of [`~sicog_trl.annotation.write_annotations`].
     """
-    settings = {name: getattr(teacher, name) for name in ("teacher", "temperature", "max_completion_length")}
-    settings |= {"max_pixels": teacher.max_pixels, "seed": config.seed, "source": records.name}
-    settings |= {"instruction": hashlib.sha256(prompt_of("").encode()).hexdigest()[:16]}
+    settings = {
+        name: getattr(teacher, name) for name in ("teacher", "temperature", "max_completion_length", "max_pixels")
+    }
+    settings |= {"instruction": hashlib.sha256(prompt_of("").encode()).hexdigest()[:16], "seed": config.seed}
     claim(Path(output_dir, "settings.json"), {"source_format": "teacher", **settings})
-
-    def read(record: Record, images: list[dict[str, Any]]) -> Reading:
-        _, digest = _question(record, images, config.reference_key)
-        answer = answers.get(record.id)
-        if answer is None:
-            for image in images:
-                _decode(image, teacher.max_pixels)  # says why it was not asked about
-            raise Unusable("unasked")
-        _check_digest(answer, digest, output_dir)
-        return read_answer(answer, _reference(record, config.reference_key), teacher.min_words)
-
-    def text_of(record: Record) -> str | None:
-        return (answers.get(record.id) or {}).get("text")
-
     with Answers(Path(output_dir, "answers.jsonl")).opened() as answers:
-        _ask(records, config, teacher, answers, output_dir, retry_failed)
-        return write_annotations(records, read, output_dir, config.embed_images, text_of)
+        lesson = _Lesson(records, config, teacher, answers)
+        lesson.ask(retry_failed)
+        cost = {"teacher": teacher.teacher, "calls": answers.calls, "tokens": answers.tokens}
+        return write_annotations(records, lesson.read, output_dir, config.embed_images, lesson.text_of, cost)
 
 
 def prompt_of(reference: str) -> str:
     """Return what the teacher is told, with the caption at hand."""
     headings = "\n".join(f"Step {number}: {title}" for number, title in enumerate(CHAIN_OF_DESCRIPTION_STEPS, 1))
     return _INSTRUCTION.format(headings=headings, reference=reference)
+
+
+class _Lesson:
+    """What is asked about each record, and what is made of the answers."""
+
+    def __init__(self, records: Records, config: AnnotationConfig, teacher: TeacherConfig, answers: Answers):
+        self.records, self.config, self.teacher, self.answers = records, config, teacher, answers
+
+    def ask(self, retry_failed: bool) -> None:
+        """Ask for what is missing; every answer is on disk before the next one is looked at."""
+        from ..generation.openai_sampler import OpenAISampler
+
+        names = ("max_completion_length", "temperature", "concurrency", "timeout", "max_retries")
+        settings = {name: getattr(self.teacher, name) for name in names}
+        sampler = OpenAISampler(self.teacher.teacher, self.teacher.base_url, top_p=1.0, **settings)
+        asked: list[dict[str, str]] = []
+        for number, answer in sampler.sample(self._requests(asked, retry_failed)):
+            failed = isinstance(answer, Failure)
+            said = {"failure": answer.reason, "message": answer.message} if failed else vars(answer[0])
+            self.answers.add({**asked[number], **said})
+
+    def read(self, record: Record, images: list[dict[str, Any]]) -> Reading:
+        """Return what the answer about a record gives."""
+        _, digest = self._question(record, images)
+        answer = self._answer(record, digest)
+        if answer is None:
+            for image in images:
+                _decode(image, self.teacher.max_pixels)  # says why it was not asked about
+            raise Unusable("unasked")
+        return read_answer(answer, _reference(record, self.config.reference_key), self.teacher.min_words)
+
+    def text_of(self, record: Record) -> str | None:
+        """Return what the teacher wrote about a record."""
+        return (self.answers.get(record.id) or {}).get("text")
+
+    def _requests(self, asked: list[dict[str, str]], retry_failed: bool) -> Iterator[Request]:
+        """Yield what is to be asked, and note in `asked` about which record."""
+        for record in self.records.progress("ask"):
+            try:
+                images = self.records.stored(record, embed=False)
+                prompt, digest = self._question(record, images)
+                if self._answer(record, digest) and not (retry_failed and self._has_failed(record, images)):
+                    continue
+                opened = [_decode(image, self.teacher.max_pixels) for image in images]
+            except Unusable:
+                continue  # told when the records are read
+            asked.append({"id": record.id, "digest": digest})
+            stored = [image if unchanged else None for image, (_, unchanged) in zip(images, opened, strict=True)]
+            # Another seed each time, or a sure teacher would give the same useless answer again.
+            seed = candidate_seed(self.config.seed, record.id, prompt, self.answers.times(record.id))
+            yield Request([picture for picture, _ in opened], prompt, [seed], stored)
+
+    def _question(self, record: Record, images: list[dict[str, Any]]) -> tuple[str, str]:
+        """Return what is asked about a record, and a hash of it and of its images."""
+        if not images:
+            raise Unusable("no_image")
+        prompt = prompt_of(_reference(record, self.config.reference_key))
+        asked = repr((prompt, [identity(image) for image in images]))
+        return prompt, hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+    def _answer(self, record: Record, digest: str) -> dict[str, Any] | None:
+        answer = self.answers.get(record.id)
+        if answer and answer["digest"] != digest:
+            raise AnotherRunError(
+                f"{self.answers.path}: the answer for {record.id!r} was given to another image or caption; the source "
+                "has changed since. Choose another output_dir"
+            )
+        return answer
+
+    def _has_failed(self, record: Record, images: list[dict[str, Any]]) -> bool:
+        try:
+            self.read(record, images)
+        except Unusable:
+            return True
+        return False
 
 
 def _reference(record: Record, key: str | None) -> str:
@@ -154,83 +216,8 @@ def _reference(record: Record, key: str | None) -> str:
     return value.strip()
 
 
-def _question(record: Record, images: list[dict[str, Any]], key: str | None) -> tuple[str, str]:
-    """Return what is asked about a record, and a hash of it and of its images."""
-    if not images:
-        raise Unusable("no_image")
-    prompt = prompt_of(_reference(record, key))
-    return prompt, hashlib.sha256(repr((prompt, [identity(image) for image in images])).encode()).hexdigest()[:16]
-
-
-def _check_digest(answer: dict[str, Any], digest: str, output_dir: str | Path) -> None:
-    if answer["digest"] != digest:
-        raise AnotherRunError(
-            f"{output_dir}: the answer for {answer['id']!r} was given to another image or caption; the source has "
-            "changed since. Choose another output_dir"
-        )
-
-
 def _decode(image: dict[str, Any], max_pixels: int | None) -> tuple[Any, bool]:
     try:
         return open_image(image, max_pixels)
     except UnreadableImageError as error:
         raise Unusable("unreadable_image", str(error)) from error
-
-
-def _ask(
-    records: Records,
-    config: AnnotationConfig,
-    teacher: TeacherConfig,
-    answers: Answers,
-    output_dir: str | Path,
-    retry_failed: bool,
-) -> None:
-    """Ask for what is missing; every answer is on disk before the next one is looked at."""
-    from ..generation.openai_sampler import OpenAISampler
-
-    sampling = {name: getattr(teacher, name) for name in ("max_completion_length", "temperature", "max_retries")}
-    sampler = OpenAISampler(
-        teacher.teacher,
-        teacher.base_url,
-        top_p=1.0,
-        concurrency=teacher.concurrency,
-        timeout=teacher.timeout,
-        **sampling,
-    )
-    asked: list[tuple[str, str]] = []
-
-    def is_settled(record: Record, digest: str) -> bool:
-        answer = answers.get(record.id)
-        if answer is None:
-            return False
-        _check_digest(answer, digest, output_dir)
-        if not retry_failed:
-            return True
-        try:
-            read_answer(answer, _reference(record, config.reference_key), teacher.min_words)
-        except Unusable:
-            return False
-        return True
-
-    def requests() -> Iterator[Request]:
-        for record in tqdm(records, desc="ask", unit="row", delay=5):
-            try:
-                images = records.stored(record, embed=False)
-                prompt, digest = _question(record, images, config.reference_key)
-                if is_settled(record, digest):
-                    continue
-                opened = [_decode(image, teacher.max_pixels) for image in images]
-            except Unusable:
-                continue  # told when the records are read
-            asked.append((record.id, digest))
-            stored = [image if unchanged else None for image, (_, unchanged) in zip(images, opened, strict=True)]
-            seed = candidate_seed(config.seed, record.id, prompt, 0)
-            yield Request([picture for picture, _ in opened], prompt, [seed], stored)
-
-    for number, answer in sampler.sample(requests()):
-        row_id, digest = asked[number]
-        said = {"id": row_id, "digest": digest}
-        if isinstance(answer, Failure):
-            answers.add({**said, "failure": answer.reason, "message": answer.message})
-        else:
-            answers.add({**said, **vars(answer[0])})
