@@ -60,14 +60,15 @@ trainer.accelerator.end_training()
 """
 
 
-def launch(config: str, script: Path, *args: str | Path, options: tuple[str, ...] = (), timeout: float = 120) -> None:
-    """Runs a script under `accelerate launch`, and shows what it wrote when it fails."""
+def launch(config: str, script: Path, *args: str | Path, options: tuple[str, ...] = (), timeout: float = 120) -> str:
+    """Runs a script under `accelerate launch` and returns what it printed; shows all it wrote when it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml"]
     # Port 0 lets the launcher take a free one, so that tests can run side by side.
     command += ["--main_process_port", "0", *options, script, *args]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=timeout, env=env)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
 
 
 def save_tiny_model(folder: Path) -> Path:
