@@ -18,16 +18,12 @@ from sicog_trl.digits import annotated_pool
 
 IMAGE_SIZE, PATCH = 32, 8  # scenes of the digits world have 32 pixels
 
-# Turns as the published checkpoints write them. `text` and `image` of a part are all that TRL and lmms-eval send;
-# LLaVA's knows no plain string as content, and neither it nor LLaVA-NeXT's first version has a mark that ends a turn.
+# Turns as published checkpoints write them; like LLaVA's, it reads content that comes in parts and no plain string.
 _TURNS = """\
-{{%- if {begin!r} -%}}{{{{- {begin!r} -}}}}{{%- endif -%}}
+{{{{- {begin!r} -}}}}
 {{%- for message in messages -%}}
-{{%- set role = {roles!r}[message['role']] -%}}
-{{{{- role -}}}}
-{{%- if message['content'] is string -%}}{{%- set parts = [{{'type': 'text', 'text': message['content']}}] -%}}
-{{%- else -%}}{{%- set parts = message['content'] -%}}{{%- endif -%}}
-{{%- for part in parts -%}}
+{{{{- {roles!r}[message['role']] -}}}}
+{{%- for part in message['content'] -%}}
 {{%- if part['type'] == 'image' -%}}{{{{- {image!r} -}}}}{{%- else -%}}{{{{- part['text'] -}}}}{{%- endif -%}}
 {{%- endfor -%}}
 {{%- if message['role'] == 'assistant' -%}}{{{{- {end!r} -}}}}{{%- else -%}}{{{{- {between!r} -}}}}{{%- endif -%}}
@@ -108,7 +104,7 @@ SQUARE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 
 
 def llava() -> Built:
-    """CLIP and Llama; 16 image tokens."""
+    """CLIP and Llama; 16 image tokens. Its template says nothing in front of the first turn or behind an answer."""
     words = tokenizer(["<image>"], "</s>", "<s>")
     config = T.LlavaConfig(
         vision_config=T.CLIPVisionConfig(**vision_settings()),
@@ -173,7 +169,7 @@ def idefics3() -> Built:
         ),
     )
     model = T.Idefics3ForConditionalGeneration(config)
-    # As published: an answer ends with a token that is not the tokenizer's end of text.
+    # An answer ends with another token than the tokenizer's end of text.
     model.generation_config.eos_token_id = words.convert_tokens_to_ids(["<end_of_utterance>"])
     return model, processor
 
@@ -263,7 +259,7 @@ def gemma3() -> Built:
         ),
     )
     model = T.Gemma3ForConditionalGeneration(config)
-    model.generation_config.eos_token_id = words.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])  # as published
+    model.generation_config.eos_token_id = words.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
     return model, processor
 
 

@@ -99,6 +99,7 @@ def load_for_generation(
     revision: str | None = None,
     dtype: str | None = "auto",
     device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
     Load a model, with its adapter merged into the weights if it has one, and its processor.
@@ -114,10 +115,13 @@ def load_for_generation(
             Precision of the weights.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
             Device.
+        attn_implementation (`str`, *optional*):
+            How attention is computed; Transformers chooses, unless given.
     """
     pretrained, peft = resolve_adapter(pretrained, peft)
     processor = load_processor(pretrained, peft, revision)
-    model = AutoModelForImageTextToText.from_pretrained(pretrained, revision=revision, dtype=dtype)
+    options = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
+    model = AutoModelForImageTextToText.from_pretrained(pretrained, **options)
     if peft:
         from peft import PeftModel
 
@@ -162,5 +166,7 @@ def prepare_for_generation(model: PreTrainedModel, processor: ProcessorMixin, **
 
 def placeholders(processor: ProcessorMixin) -> tuple[str, ...]:
     """Return the texts that `processor` takes for an image or a video; none may stand in a text of the data."""
-    found = (getattr(processor, name, None) for name in ("image_token", "video_token"))
-    return tuple(token for token in found if token)
+    names = ("image_token", "video_token")
+    # What Gemma 3 puts in for the mark of an image is a token of the tokenizer alone.
+    found = (getattr(owner, name, None) for owner in (processor, processor.tokenizer) for name in names)
+    return tuple(dict.fromkeys(token for token in found if token))
