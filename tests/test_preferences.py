@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -162,6 +163,7 @@ def test_the_farthest_candidate_is_rejected_and_the_margin_is_one_minus_the_cosi
                 "mean_margin": pytest.approx(8 / 9),
             }
         },
+        "texts_longer_than_similarity_reads": 0,
     }
 
 
@@ -171,6 +173,27 @@ def test_captions_are_compared_by_their_last_step(tmp_path):
     summary, _, dropped = one_pair(mode, written(mode, "a red car"), said(mode, steps, WAYS[0]), folder=tmp_path)
     assert summary["dropped"] == {"small_margin": 1}
     assert (dropped[0]["margin"], dropped[0]["corruption"]) == (pytest.approx(0), WAYS[0])
+
+
+def test_vectors_may_be_dense_and_are_asked_of_one_model(tmp_path, monkeypatch):
+    """A sentence model is loaded once, whatever the number of batches, and says how many texts it cut."""
+
+    def embed(texts: list[str]) -> np.ndarray:
+        return np.array([[0.6, 0.8] if text == "x" else [1.0, 0.0] for text in texts], dtype=np.float32)
+
+    loaded = []
+    embed.num_cut = 2
+    monkeypatch.setattr("sicog_trl.preference_rows.BATCH", 1)
+    monkeypatch.setattr("sicog_trl.preferences.embedder", lambda name: loaded.append(name) or embed)
+    mode = "detailed_description"
+    chosen = annotated(("a", "s", mode, "a b"), ("b", "s", mode, "x"))
+    damaged = candidates(("s", [said(mode, "x", WAYS[0]), said(mode, "y", WAYS[1])]))
+    summary = make_pairs([chosen], PairConfig(similarity="model"), tmp_path, [damaged])
+    assert loaded == ["model"] and summary["texts_longer_than_similarity_reads"] == 2
+    assert [(sides(pair), pair["margin"]) for pair in pairs_of(tmp_path)] == [
+        (("a b", "x"), pytest.approx(0.4)),
+        (("x", "y"), pytest.approx(0.4)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +295,7 @@ def test_scores_of_curation_go_into_ranked_pairs_and_other_scores_are_refused(tm
         ("most", [said(mode, "7"), said(mode, "8"), said(mode, "Seven.")]), ("all", [said(mode, "1")] * 3)
     )
     save(rows, tmp_path / "candidates", "candidates")
-    curate(rows, CurationConfig(), tmp_path / "curated")
+    curate(rows, CurationConfig(min_consistency=0.1), tmp_path / "curated")
     ranked = {"rejected_from": "ranked", "dataset_split": "candidates", "scores": str(tmp_path / "curated")}
     run("pair", dataset_name=str(tmp_path / "candidates"), output_dir=str(tmp_path / "pairs"), **ranked)
     (pair,) = pairs_of(tmp_path / "pairs")
@@ -459,6 +482,8 @@ def test_unusable_input_is_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             make_pairs(inputs[0], PairConfig(), tmp_path, inputs[1])
+    with pytest.raises(ValueError, match="unknown similarity 'x'"):
+        make_pairs([chosen], PairConfig(similarity="x"), tmp_path, [damaged])
     for options, message in [
         ({"rejected_from": "thin_air"}, "unknown rejected_from 'thin_air'; choose one of damaged, ranked"),
         ({"min_margin": 1.5}, "min_margin is between 0 and 1, got 1.5"),

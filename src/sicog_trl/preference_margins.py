@@ -8,26 +8,25 @@ from scipy.sparse import issparse
 from .preference_rows import PairRow
 from .prompts import STEPS
 from .responses import canonical, chain_fault, final_part, normalize_answer
-from .similarity import embedder
+from .similarity import Embed
 
 
 # What is asked of a candidate last, in this order: how near it came to being used.
 _LAST = ("other_prompt", "identical", "same_answer", "small_margin")
 
 
-def judge(rows: list[PairRow], by_damage: bool, similarity: str, min_margin: float) -> None:
+def judge(rows: list[PairRow], min_margin: float, embed: Embed | None = None) -> None:
     """
     Find what is wrong with every candidate, its margin, and why a row gets no pair.
 
     Args:
         rows (`list[PairRow]`):
             Their `faults`, `margins` and `reason` are filled in.
-        by_damage (`bool`):
-            Whether candidates are about damaged images, and all of them have to be.
-        similarity (`str`):
-            How final parts are compared, if margins are not known yet.
         min_margin (`float`):
             Smallest margin.
+        embed (`Callable`, *optional*):
+            Candidates are about damaged images, all of them, and their margins are measured with these vectors; else
+            they are about whole ones, and margins are known.
     """
     for row in rows:
         if row.mode is not None and row.mode not in STEPS:
@@ -35,9 +34,9 @@ def judge(rows: list[PairRow], by_damage: bool, similarity: str, min_margin: flo
         if row.reason is None and (fault := chain_fault(row.chosen, row.mode)):
             row.reason = f"chosen_{fault}"
         if row.reason is None:
-            row.faults = [_fault(row, candidate, by_damage) for candidate in row.options]
-    if by_damage:
-        _measure(rows, similarity)
+            row.faults = [_fault(row, candidate, embed is not None) for candidate in row.options]
+    if embed:
+        _measure(rows, embed)
     for row in rows:
         for number, fault in enumerate(row.faults):
             if fault is None and row.margins[number] < min_margin:
@@ -64,7 +63,7 @@ def _fault(row: PairRow, candidate: dict[str, Any], by_damage: bool) -> str | No
     return None
 
 
-def _measure(rows: list[PairRow], similarity: str) -> None:
+def _measure(rows: list[PairRow], embed: Embed) -> None:
     """Set the margins to 1 - cosine similarity of the final parts of both sides, in one go for all rows."""
     sides = []
     for row in rows:
@@ -74,7 +73,6 @@ def _measure(rows: list[PairRow], similarity: str) -> None:
                 sides.append((final_part(row.chosen, row.mode), final_part(candidate["text"], row.mode)))
     if not sides:
         return
-    embed = embedder(similarity)
     chosen, rejected = (embed(list(part)) for part in zip(*sides, strict=True))
     product = chosen.multiply(rejected) if issparse(chosen) else np.multiply(chosen, rejected)
     margins = iter(np.clip(1 - np.asarray(product.sum(axis=1), dtype=float).ravel(), 0, 1).tolist())

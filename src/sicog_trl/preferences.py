@@ -20,6 +20,7 @@ from .files import claim, write_text
 from .preference_margins import judge, nearest, ranking
 from .preference_rows import CHOSEN, PairRow, check, digest, fingerprint, verdicts_of, with_damaged, with_ranked
 from .responses import canonical
+from .similarity import embedder
 
 
 SOURCES = ("damaged", "ranked")
@@ -111,6 +112,7 @@ def make_pairs(
         mean margin.
     """
     by_damage = config.rejected_from == "damaged"
+    embed = embedder(config.similarity) if by_damage else None
     check(chosen, CHOSEN if by_damage else list(CANDIDATES_FEATURES), "chosen")
     settings = {"chosen": fingerprint(chosen), **vars(config)}
     if by_damage:
@@ -129,14 +131,14 @@ def make_pairs(
         pairs = stack.enter_context(writing(output_dir, "preference", PREFERENCE_FEATURES.arrow_schema))
         dropped = stack.enter_context(writing(output_dir, "dropped", DROPPED_PAIRS_FEATURES.arrow_schema))
         for images, rows in batches:
-            judge(rows, by_damage, config.similarity, config.min_margin)
+            judge(rows, config.min_margin, embed)
             tally.add(rows, _write_pairs(pairs, images, rows, config))
             _write_dropped(dropped, rows)
         if by_damage:
             tally.refuse_strangers()
         claim(settings_file, settings)  # not before: what fails above leaves no trace that would refuse the next try
     write_text(Path(output_dir, "README.md"), _CARD)
-    return tally.summary()
+    return {**tally.summary(), "texts_longer_than_similarity_reads": getattr(embed, "num_cut", 0)}
 
 
 def _write_pairs(writer: Any, images: pa.ChunkedArray, rows: list[PairRow], config: PairConfig) -> list[dict]:
