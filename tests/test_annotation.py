@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib.util
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 from PIL import Image
+from trl import TrlParser
 
 
 pytest.importorskip("openai")
@@ -23,6 +25,7 @@ pytest.importorskip("openai")
 from openai_server import StubServer
 
 from sicog_trl.annotation import READERS, AnnotationConfig, TeacherConfig, Unusable, annotate, annotate_with_teacher
+from sicog_trl.annotation.answers import Answers
 from sicog_trl.annotation.records import read_json
 from sicog_trl.annotation.turns import clean_question
 from sicog_trl.data import load
@@ -307,6 +310,20 @@ def test_an_id_that_repeats_is_an_error_that_names_it(tmp_path):
         convert(write(tmp_path, records), tmp_path / "other")
 
 
+def test_the_recipe_does_what_the_functions_do(tmp_path, capsys):
+    source = write(tmp_path, [tagged(tmp_path)])
+    convert(source, tmp_path / "function")
+    config = tmp_path / "annotate.yaml"
+    config.write_text(f"dataset_name: {source}\noutput_dir: {tmp_path}/recipe\nsource_format: chain_of_thought_tags\n")
+    spec = importlib.util.spec_from_file_location("annotate_recipe", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = recipe
+    spec.loader.exec_module(recipe)
+    recipe.main(*TrlParser(recipe.ARGUMENTS).parse_args_and_config(["--config", str(config)]))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["kept"] == 1
+    assert files_of(tmp_path / "recipe") == files_of(tmp_path / "function")
+
+
 def test_another_conversion_is_refused_in_the_same_folder(tmp_path):
     source = write(tmp_path, [tagged(tmp_path)])
     convert(source, tmp_path / "out")
@@ -435,8 +452,26 @@ def test_an_answer_that_is_no_annotation_is_dropped_by_name_kept_raw_and_asked_a
 
         faults.clear()
         server.reply = chain_for
+        server.requests.clear()
         assert teach(source, tmp_path / "out", server, retry_failed=True)["kept"] == len(replies)
         assert server.asked() == Counter(reasons.keys())
+
+
+def test_a_useless_answer_is_asked_for_with_another_seed(tmp_path):
+    source = captioned(tmp_path, ["a"])
+    with Teacher(lambda name: "A red dot.") as server:
+        for retry_failed in (False, True, True):
+            teach(source, tmp_path / "out", server, retry_failed)
+        seeds = [payload["seed"] for payload in server.requests if "caption" in str(payload["messages"])]
+    assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
+
+
+def test_two_runs_in_one_folder_do_not_both_pay(tmp_path):
+    source = captioned(tmp_path, ["a"])
+    with Teacher() as server, Answers(tmp_path / "out" / "answers.jsonl").opened():
+        with pytest.raises(RuntimeError, match="another process"):
+            teach(source, tmp_path / "out", server)
+        assert not server.requests
 
 
 def test_a_server_that_goes_away_is_an_error_and_nothing_is_paid_twice(tmp_path):
