@@ -4,7 +4,6 @@ Sample candidate descriptions and reasoning for unlabelled images; killed and st
 accelerate launch recipes/generate.py --config recipes/digits/generate.yaml
 """
 
-import json
 import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,17 +14,18 @@ import torch
 from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from sicog_trl.checkpoints import check_model, model_fingerprint
-from sicog_trl.files import absolute, write_json
+from sicog_trl.checkpoints import model_fingerprint
+from sicog_trl.files import absolute
 from sicog_trl.generation import (
     CandidateConfig,
     ImageRows,
     SamplerConfig,
+    check_options,
+    conclude,
     load_images,
     load_sampler,
     make_plan,
     make_shards,
-    summarize,
 )
 
 
@@ -77,10 +77,7 @@ def main(
     args: GenerateArguments,
 ) -> None:
     """Load the images, plan, generate what is missing, summarise what is there."""
-    if sampler_args.sampler != "openai" or not model_args.model_name_or_path:
-        check_model(model_args.model_name_or_path and absolute(model_args.model_name_or_path))
-    if not script_args.dataset_name:
-        raise ValueError("dataset_name is missing: name the folder or the Hub id of the images")
+    check_options(sampler_args, model_args, script_args)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("sicog_trl").setLevel(logging.INFO)
     # Without `cpu`, processes on the CPU do not find each other. The first one may hash images for hours.
@@ -88,7 +85,7 @@ def main(
     model, images = absolute(model_args.model_name_or_path), absolute(script_args.dataset_name)
     source = (images, script_args.dataset_config, script_args.dataset_train_split)
     with state.main_process_first():
-        rows = ImageRows(load_images(*source))
+        rows = ImageRows(load_images(*source), candidate_args.task)
         fingerprint = model_fingerprint(model, model_args.model_revision)
         fingerprint += f" as {sampler_args.served_model_name}" if sampler_args.served_model_name else ""
         output_dir = Path(args.output_dir).expanduser().resolve()
@@ -98,9 +95,12 @@ def main(
         args.num_shards * state.num_processes,
         args.retry_failed,
     )
-    sampler = partial(load_sampler, sampler_args, candidate_args, model, model_args.model_revision, model_args.dtype)
+    options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    sampler = partial(load_sampler, sampler_args, candidate_args, model, model_args.model_revision, **options)
     if args.plan_only:
         shards = []
+    elif state.is_main_process and (plan.output_dir / "data").exists():  # it goes on
+        print(plan.standing(args.retry_failed))
     if args.scheduler == "ray":
         from sicog_trl.generation.ray_scheduler import generate_with_ray
 
@@ -108,12 +108,7 @@ def main(
         generate_with_ray(plan, shards, candidate_args, source, sampler, args.num_workers, use_gpus)
     elif shards:
         make_shards(plan, shards, candidate_args, rows, sampler(device=str(state.device)), state.is_main_process)
-    if missing := plan.missing():
-        print(f"{plan.output_dir}: {len(missing)} of {plan.num_shards} shards are to do")
-    else:  # this worker was the last one
-        summary = {**summarize(plan), "sampler": vars(sampler_args)}
-        write_json(plan.output_dir / "summary.json", summary)
-        print(json.dumps(summary))
+    print(conclude(plan, vars(sampler_args)))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ class StubServer(ThreadingHTTPServer):
             one whatever is asked (`"one"`).
         text (`Callable`, *optional*, defaults to `words`):
             Returns the text for a prompt, the hashes of the images' pixels and a seed.
+        logprobs (`str`, *optional*, defaults to `"own"`):
+            Log-probabilities, if a request wants them: of the model itself (`"own"`), after the temperature
+            (`"tempered"`), or left out of the answer (`"none"`).
 
     Attributes:
         fault (`Callable[[str], str | None]`):
@@ -80,9 +83,11 @@ class StubServer(ThreadingHTTPServer):
         refuses: tuple[str, ...] = (),
         several: str = "seeds",
         text: Callable[[str, list[str], int], str] = words,
+        logprobs: str = "own",
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model, self.token_ids, self.refuses, self.several, self.text = model, token_ids, refuses, several, text
+        self.logprobs = logprobs
         self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
         self.fault: Callable[[str], str | None] = in_order()
         self.requests: list[dict] = []
@@ -131,7 +136,16 @@ class StubServer(ThreadingHTTPServer):
         }
         if self.token_ids and payload.get("return_token_ids"):
             choice["token_ids"] = list(range(len(kept)))
+        if payload.get("logprobs") and self.logprobs != "none":
+            scale = payload["temperature"] if self.logprobs == "tempered" else 1.0
+            choice["logprobs"] = {"content": [logprob(word, scale, payload.get("top_logprobs", 0)) for word in kept]}
         return choice
+
+
+def logprob(word: str, scale: float, top: int) -> dict:
+    """Return what is said of a token: minus its letters, so that a test can count them."""
+    said = {"token": word, "logprob": -len(word) / scale, "bytes": None}
+    return {**said, "top_logprobs": [{**said, "logprob": -1.5 / scale}] * top}
 
 
 def pixels(url: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sicog_trl import files
-from sicog_trl.files import absolute, replacing, write_json, write_text
+from sicog_trl.files import absolute, is_local, replacing, write_json, write_text
 
 
 def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
@@ -75,3 +75,28 @@ def test_absolute_leaves_hub_ids_alone(tmp_path, monkeypatch):
     assert absolute("owner/name") == "owner/name"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert absolute("~/here") == str(tmp_path / "here")
+
+
+def test_a_name_below_a_folder_that_is_here_means_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/sft", "owner/name", "runs", "name"):
+        assert not is_local(name)
+    Path("runs").mkdir()
+    Path("owner").write_text("a file")
+    assert is_local("runs") and is_local("runs/sft") and is_local("runs/")
+    assert not is_local("owner/name") and not is_local("run/sft") and not is_local("name")
+    for name in ("./sft", "../sft", "/sft", "~/sft", "runs/digits/sft"):
+        assert is_local(name)
+
+
+def test_what_is_mistyped_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
+    from sicog_trl.checkpoints import check_model, model_fingerprint
+    from sicog_trl.data import load
+
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for use, kind in ((check_model, "model"), (model_fingerprint, "model"), (load, "dataset")):
+        with pytest.raises(
+            FileNotFoundError, match=f"{kind} folder runs/stf does not exist; run the stage that writes"
+        ):
+            use("runs/stf")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,8 @@ def test_law_4_killed_and_started_again(world, digits_model, sampler, tmp_path):
         ({"rows_per_shard": 4}, "rows_per_shard"),
         ({"corruptions": ["gaussian_blur"]}, "corruptions"),
         ({"max_pixels": 99}, "max_pixels"),
+        ({"logprobs": True}, "logprobs"),
+        ({"task": "reasoning"}, "task"),
         ({"description_modes": {"short_caption": 1}}, "description_modes"),
         ({"description_modes": {"chain_of_description": 1, "detailed_description": 1}}, "description_modes"),  # fewer
         ({"reasoning_modes": {"direct_answer": 1, "chain_of_thought": 2}}, "reasoning_modes"),  # another order
@@ -389,6 +392,77 @@ def test_finish_reason_and_number_of_tokens(digits_model):
             assert len(tokens) <= response.num_tokens
 
 
+# Log-probabilities ---------------------------------------------------------------------------------------------------
+
+
+def noise(count: int) -> list[PILImage.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return [PILImage.fromarray(one) for one in pixels]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_mean_logprob_is_that_of_the_model_itself(temperature, cached, digits_model, monkeypatch):
+    """The same as when the model reads prompt and candidate at once, whatever the batch; and no text changes by it."""
+    if not cached:
+        monkeypatch.setattr("sicog_trl.generation.transformers_sampler.growing_cache", lambda model: None)
+    requests = [
+        Request([image], prompt, [3 * number, 3 * number + 1])
+        for number, image in enumerate(noise(3))
+        for prompt in ("Describe the image in detail.", "Describe the image in one short sentence.")
+    ]
+    settings = {"max_completion_length": 50, "temperature": temperature, "top_p": 0.9}
+    expected = dict(TransformersSampler(str(digits_model), batch_size=16, **settings).sample(requests))
+    for batch_size in (1, 4, 16):
+        sampler = TransformersSampler(str(digits_model), batch_size=batch_size, logprobs=True, **settings)
+        read = remember_tokens(sampler)
+        answers = dict(sampler.sample(requests))
+        for number, request in enumerate(requests):
+            for answer, plain in zip(answers[number], expected[number], strict=True):
+                assert plain == replace(answer, mean_logprob=None)
+                tokens = read[plain][: answer.num_tokens]
+                assert answer.mean_logprob == pytest.approx(teacher_forced(sampler, request, tokens), abs=1e-4)
+    reasons = {answer.finish_reason for row in expected.values() for answer in row}
+    assert temperature == 0 or reasons == {"stop", "length"}  # with and without an end token, padded and not
+
+
+def remember_tokens(sampler: TransformersSampler) -> dict[Response, list[int]]:
+    """Return a dict that gets the tokens of every response."""
+    found, real = {}, sampler._read
+
+    def read(tokens: list[int]) -> Response:
+        response = real(tokens)
+        found[response] = tokens
+        return response
+
+    sampler._read = read
+    return found
+
+
+def teacher_forced(sampler: TransformersSampler, request: Request, tokens: list[int]) -> float:
+    inputs = sampler.processor(images=request.images, text=sampler.render(request), return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([tokens])], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with torch.inference_mode():
+        logits = sampler.model(**inputs).logits[0, length - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).mean().item()
+
+
+def test_law_3_logprobs_stand_in_the_shards_whatever_the_batch_size(world, digits_model, tmp_path):
+    written = []
+    for batch_size in (1, 16):
+        sampler = TransformersSampler(
+            str(digits_model), batch_size=batch_size, max_completion_length=LENGTH, logprobs=True
+        )
+        plan = generate_candidates(load(world), sampler, config(logprobs=True), tmp_path / str(batch_size), "m")
+        table = pq.read_table(plan.path(0))
+        written.append([c["mean_logprob"] for row in table["candidates"].to_pylist() for c in row])
+    assert len(written[0]) == 15 and all(-10 < value < 0 for value in written[0])
+    assert written[0] == pytest.approx(written[1], abs=2e-4)
+    assert texts(tmp_path / "1") == texts(tmp_path / "16")
+
+
 # Bad input -----------------------------------------------------------------------------------------------------------
 
 
@@ -487,6 +561,8 @@ def test_question_and_answer_may_be_missing(tmp_path):
         ({"temperature": -1.0}, "temperature is at least 0"),
         ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
         ({"corruptions": ["blur"]}, "corruptions: unknown 'blur'; choose from gaussian_blur"),
+        ({"task": "describe"}, "task: unknown 'describe'; choose from description, reasoning"),
+        ({"task": "reasoning", "reasoning_modes": {}}, "task is 'reasoning', but reasoning_modes is empty"),
     ],
 )
 def test_unusable_settings_are_refused(options, message):
@@ -501,9 +577,27 @@ def test_unusable_settings_are_refused(options, message):
         ({"model_name_or_path": None}, "model_name_or_path is missing"),
         ({"model_name_or_path": "runs/gone/model"}, "model folder runs/gone/model does not exist"),
         ({"model_name_or_path": str(ROOT)}, "has no processor"),
+        (
+            {"model_name_or_path": "recipes/gone"},
+            "model folder recipes/gone does not exist; run the stage that writes",
+        ),
+        ({"dataset_name": "recipes/gone"}, "dataset folder recipes/gone does not exist; run the stage that writes"),
+        ({"load_in_4bit": True}, "load_in_4bit is True, but `sampler: transformers` does not use it; leave it out"),
+        ({"use_peft": True}, "use_peft is True"),
+        ({"lora_r": 8}, "lora_r is 8"),
+        ({"lora_target_modules": ["q_proj"]}, "lora_target_modules is "),
+        ({"dataset_streaming": True}, "dataset_streaming is True"),
+        ({"dataset_test_split": "dev"}, "dataset_test_split is 'dev'"),
+        (
+            {"sampler": "vllm", "attn_implementation": "sdpa"},
+            "attn_implementation is 'sdpa', but `sampler: vllm` does",
+        ),
     ],
 )
-def test_missing_input_is_named(option, message, world, digits_model, tmp_path):
+def test_unusable_input_and_options_without_effect_are_named(
+    option, message, world, digits_model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)  # where there is a folder `recipes`
     spec = importlib.util.spec_from_file_location("recipe_generate", RECIPE)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
@@ -513,6 +607,14 @@ def test_missing_input_is_named(option, message, world, digits_model, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         module.main(*TrlParser(module.ARGUMENTS).parse_dict(settings))
     assert not (tmp_path / "out").exists()
+
+
+def test_attention_is_computed_as_asked(digits_model):
+    found = [
+        TransformersSampler(str(digits_model), attn_implementation=name).model.config._attn_implementation
+        for name in ("eager", "sdpa")
+    ]
+    assert found == ["eager", "sdpa"]
 
 
 def test_an_adapter_is_sampled_with_its_base(digits_model, tmp_path):
@@ -581,6 +683,7 @@ def test_summary_counts_what_was_written(tmp_path):
     plan = generate_candidates(load(str(tmp_path / "images")), Fixed(), config(), tmp_path / "c", "m")
     assert summarize(plan) == {
         "rows": 3,
+        "left_out": 0,
         "failed": 1,
         "failed_by_reason": {"unreadable_image": 1},
         "candidates": 6,

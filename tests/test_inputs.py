@@ -218,7 +218,9 @@ def test_folder_that_cannot_be_used_says_why(files, message, tmp_path):
 
 def test_missing_source_is_named(tmp_path):
     for name in (str(tmp_path / "gone"), "gone.parquet", "./gone.tar"):
-        with pytest.raises(FileNotFoundError, match=r"does not exist; name a folder, a Parquet file, a \.tar or"):
+        with pytest.raises(
+            FileNotFoundError, match=r"does not exist; run the stage .*a folder, a Parquet file, a \.tar"
+        ):
             load_images(name)
     write(tmp_path, {"a.png": png(), "b.csv": "x"})
     with pytest.raises(ValueError, match="is neither a Parquet file nor a WebDataset"):
@@ -386,6 +388,75 @@ def test_no_image_is_decoded(monkeypatch, tmp_path):
         rows = ImageRows(dataset)
         rows.digests(1)
         rows.table(range(2))
+
+
+# Rows of one task ----------------------------------------------------------------------------------------------------
+
+
+ASKED = [None, "Which?", "", " \n", "Where?", "3"]
+
+
+def with_questions(folder: Path, kind: str) -> Dataset:
+    """The same six rows with these questions, from several kinds of sources."""
+    pictures = [encoded(PILImage.new("RGB", (8, 8), (40 * n, 0, 0))) for n in range(6)]
+    if kind == "folder":
+        names = [f"{n}.png" for n in range(6)]
+        lines = [{"file_name": name, "question": text} for name, text in zip(names, ASKED, strict=True)]
+        write(folder, {**dict(zip(names, pictures, strict=True)), "metadata.jsonl": jsonl(*lines)})
+        return load_images(str(folder))
+    if kind == "tar":
+        samples = zip(pictures, ASKED, strict=True)
+        files = [
+            (f"{n}.{end}", content)
+            for n, (picture, text) in enumerate(samples)
+            for end, content in (("png", picture), ("json", json.dumps({"question": text}).encode()))
+        ]
+        return load_images(str(write_tar(folder / "a.tar", files)))
+    dataset = Dataset.from_dict({"image": list(map(stored, pictures)), "question": ASKED}).cast_column(
+        "image", Image()
+    )
+    if kind == "memory":
+        return dataset
+    dataset.to_parquet(folder / "a.parquet")
+    return load_images(str(folder / "a.parquet"))
+
+
+@pytest.mark.parametrize("kind", ["memory", "parquet", "folder", "tar"])
+def test_rows_of_one_task_are_those_of_the_whole(kind, tmp_path, monkeypatch, caplog):
+    """Ids, images and texts are as in a run over all rows, nothing is decoded, and the hashes stay the same."""
+    dataset = with_questions(tmp_path, kind)
+    monkeypatch.setattr(PILImage, "open", lambda *args, **options: pytest.fail("an image was decoded"))
+    caplog.set_level("INFO")
+    whole = read(dataset)
+    for task, numbers in (("reasoning", [1, 4, 5]), ("description", [0, 2, 3])):
+        rows = ImageRows(dataset, task)
+        assert rows.table(range(3)).to_pylist() == [whole[number] for number in numbers]
+        assert rows.table(range(1, 2)).to_pylist() == [whole[numbers[1]]]
+        assert (len(rows), rows.left_out) == (3, 3)
+        assert f"3 of 6 rows are of the task {task}" in caplog.text
+        assert rows.digests(2) == [rows.digest_of(rows.table(part)) for part in (range(2), range(2, 3))]
+        again = ImageRows(dataset, task)
+        assert (again.source, again.digests(2)) == (rows.source, rows.digests(2))
+    assert len({ImageRows(dataset, task).source for task in (None, "description", "reasoning")}) == 3
+
+
+def test_ids_are_the_numbers_of_all_rows_and_so_are_those_in_errors():
+    questions = ["Why?" if n % 2 else None for n in range(300)]
+    dataset = many(300).add_column("question", questions)
+    rows = ImageRows(dataset.remove_columns("id"), "reasoning")
+    assert rows.table(range(148, 150))["id"].to_pylist() == ["297", "299"]
+    for last, message in ((None, "row 299: the id is null"), ("5", "row 299: the id '5' was used before")):
+        bad = many(300, id=[*map(str, range(299)), last]).add_column("question", questions)
+        with pytest.raises(ValueError, match=message):
+            ImageRows(bad, "reasoning").digests(10)
+        assert len(ImageRows(bad, "description").digests(10)) == 15
+
+
+def test_a_task_without_rows_is_refused():
+    with pytest.raises(ValueError, match="none of the 3 rows is of the task 'reasoning'; such rows have a question"):
+        ImageRows(many(3), "reasoning")
+    rows = ImageRows(many(3), "description")
+    assert (len(rows), rows.left_out, rows.source) == (3, 0, ImageRows(many(3)).source)
 
 
 # Digests -------------------------------------------------------------------------------------------------------------

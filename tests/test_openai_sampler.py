@@ -268,6 +268,47 @@ def test_wrong_key_stops_and_is_not_shown(server, monkeypatch):
         answer(sampler, request())
 
 
+# Log-probabilities
+
+
+@pytest.mark.parametrize("settings", [{}, {"several": "one"}, {"refuses": ("n", "min_p")}])
+def test_mean_logprob_is_that_over_the_tokens_of_each_candidate(settings):
+    with StubServer(**settings) as server:
+        plain = answer(make_sampler(server), request())
+        scored = answer(make_sampler(server, logprobs=True), request())
+    assert [response.mean_logprob for response in plain] == [None] * 3
+    for response, same in zip(scored, plain, strict=True):
+        assert response.text == same.text
+        assert response.mean_logprob == pytest.approx(-sum(map(len, response.text.split())) / 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logprobs": "none"}, "gives no log-probabilities for 'stub': it leaves them out of its answer"),
+        ({"refuses": ("logprobs",)}, "gives no log-probabilities for 'stub': the server refuses it with 400"),
+        (
+            {"logprobs": "tempered"},
+            r"counts the temperature into .*: that of one token is -3\.000 at 0\.5 and -0\.750",
+        ),
+    ],
+)
+def test_a_server_without_the_models_own_logprobs_is_refused_at_once(settings, message):
+    with StubServer(**settings) as server:
+        with pytest.raises(RuntimeError, match=message):
+            answer(make_sampler(server, logprobs=True), request())
+        assert isinstance(answer(make_sampler(server), request()), list)
+
+
+def test_a_candidate_that_comes_without_logprobs_stops_the_run(server):
+    sampler = probed(server, logprobs=True)
+    server.logprobs = "none"
+    with pytest.raises(ServerGoneError, match="without log-probabilities"):
+        answer(sampler, request())
+    server.text = lambda prompt, images, seed: ""  # of nothing there is none
+    assert [response.mean_logprob for response in answer(sampler, request())] == [None] * 3
+
+
 # Faults
 
 

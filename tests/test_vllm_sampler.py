@@ -50,6 +50,7 @@ class SamplingParams:
     repetition_penalty: float
     max_tokens: int
     logit_bias: dict[int, float] | None
+    logprobs: int | None = None
 
     def check(self) -> None:
         if self.temperature == 0 and self.n > 1:
@@ -63,8 +64,8 @@ class LLM:
 
     last: "LLM"
 
-    def __init__(self, model, *, dtype, revision, generation_config, limit_mm_per_prompt, max_model_len=None):
-        self.options = {key: value for key, value in locals().items() if key != "self"}
+    def __init__(self, model, *, dtype, revision, generation_config, limit_mm_per_prompt, **options):
+        self.options = {key: value for key, value in locals().items() if key not in ("self", "options")} | options
         self.model_config = SimpleNamespace(get_vocab_size=lambda: VOCABULARY)
         self.waiting, self.most_waiting, self.parameters, self.contents = [], 0, [], []
         self.finish_reason = "stop"
@@ -102,6 +103,7 @@ class LLM:
                         text=f"{words} {parameters.seed + index}",
                         token_ids=[7] * (index + 1),
                         finish_reason=self.finish_reason,
+                        cumulative_logprob=None if parameters.logprobs is None else -1.5 * (index + 1) - index,
                     )
                     for index in reversed(range(parameters.n))
                 ]
@@ -150,6 +152,16 @@ def test_nothing_but_what_we_ask_for_decides_a_candidate(digits_model: Path):
     image_token = 4
     assert sampler.placeholders == ("<image>",)
     assert LLM.last.parameters == [SamplingParams(2, 5, 0.6, 0.8, 0, 0.0, 1.0, 20, {image_token: -float("inf")})]
+
+
+def test_logprobs_are_asked_for_before_the_temperature(digits_model: Path):
+    sampler = VLLMSampler(str(digits_model), logprobs=True)
+    assert LLM.last.options["logprobs_mode"] == "raw_logprobs"
+    [(_, answer)] = sampler.sample([Request([], "prompt", [5, 6, 7])])
+    assert LLM.last.parameters[0].logprobs == 0  # of the drawn token, and of no other
+    assert [response.mean_logprob for response in answer] == pytest.approx([-1.5, -2.0, -6.5 / 3])
+    [(_, answer)] = VLLMSampler(str(digits_model)).sample([Request([], "prompt", [5])])
+    assert answer[0].mean_logprob is None and LLM.last.parameters[0].logprobs is None
 
 
 def test_an_image_token_behind_the_vocabulary_needs_no_ban(digits_model: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
@@ -53,6 +54,17 @@ def questions(count: int) -> Dataset:
         "images": [[] for _ in range(count)],
         "question": [f"What is {i} + 1?" for i in range(count)],
         "answer": [str(i + 1) for i in range(count)],
+    }
+    return Dataset.from_dict(table, features=IMAGES_FEATURES)
+
+
+def pictures(count: int, asked: list[str | None] | None = None) -> Dataset:
+    """Rows with an image, and without a question unless some are given."""
+    table = {
+        "id": [f"row-{i}" for i in range(count)],
+        "images": [[PILImage.new("RGB", (8, 8), (i, 0, 0))] for i in range(count)],
+        "question": asked or [None] * count,
+        "answer": [None] * count,
     }
     return Dataset.from_dict(table, features=IMAGES_FEATURES)
 
@@ -125,6 +137,51 @@ def test_rounds_accumulate_what_earlier_models_wrote(tmp_path):
             *["model 2"] * 3,
         ]
     assert rows(tmp_path / "b")[0]["candidates"] == rows(tmp_path / "c")[0]["candidates"][:6]
+
+
+def test_rounds_of_two_modes_stand_by_mode_and_leave_the_older_ones_as_they_were(tmp_path):
+    """SICOG's own counts, three more each round by another model: none of the older ones changes or moves."""
+    dataset = pictures(7)
+    folders = [tmp_path / name for name in "abc"]
+    for number, folder in enumerate(folders):
+        modes = {MODES[0]: 2 * (number + 1), MODES[1]: number + 1}
+        options = {"previous": str(folders[number - 1]) if number else None, "seed": number, "logprobs": number == 1}
+        settings = config(description_modes=modes, task="description", **options)
+        echo = EchoSampler(f"model {number} ")
+        generate_candidates(dataset, echo, settings, folder, f"model {number}")
+        assert len(echo.asked) == 7 * 3
+    for one, two, three in zip(*map(rows, folders), strict=True):
+        assert [len(row["candidates"]) for row in (one, two, three)] == [3, 6, 9]
+        for earlier, later in ((one, two), (two, three)):
+            for mode in MODES:
+                before, after = ([c for c in row["candidates"] if c["mode"] == mode] for row in (earlier, later))
+                assert after[: len(before)] == before
+        assert [candidate["mode"] for candidate in three["candidates"]] == [MODES[0]] * 6 + [MODES[1]] * 3
+        models = [candidate["text"][6] for candidate in three["candidates"]]
+        assert "".join(models) == "001122" + "012"
+        assert len({candidate["text"] for candidate in three["candidates"]}) == 9
+
+
+def test_candidates_without_a_logprob_stand_beside_those_with_one(sampler, tmp_path, monkeypatch):
+    """Of an earlier round, and of one whose file has no such column at all."""
+    dataset = questions(3)
+    plan = generate_candidates(dataset, sampler, config(1), tmp_path / "a", "m")
+    table = pq.read_table(plan.path(0))
+    assert [row[0]["mean_logprob"] for row in table["candidates"].to_pylist()] == [None] * 3
+    without = [
+        [{k: v for k, v in c.items() if k != "mean_logprob"} for c in row] for row in table["candidates"].to_pylist()
+    ]
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("candidates"), "candidates", pa.array(without)), plan.path(0)
+    )
+    monkeypatch.setattr(sampler, "logprobs", True)
+    for count in (2, 3):  # the second time as a top-up
+        settings = config(count, previous=str(tmp_path / "a"), logprobs=True)
+        generate_candidates(dataset, sampler, settings, tmp_path / "b", "m")
+    for row, old in zip(rows(tmp_path / "b"), without, strict=True):
+        first, *others = row["candidates"]
+        assert first == {**old[0], "mean_logprob": None}
+        assert len(others) == 2 and all(-20 < candidate["mean_logprob"] < 0 for candidate in others)
 
 
 def test_an_earlier_round_must_be_whole_and_of_the_same_rows(tmp_path):
@@ -403,13 +460,66 @@ def test_damaged_images_are_what_the_model_sees_and_no_training_data(tmp_path):
     assert load(str(tmp_path / "k"), split="dropped")["reason"][:] == ["corrupted"] * 2
 
 
+# Rows of one task ----------------------------------------------------------------------------------------------------
+
+
+def mixed(count: int) -> Dataset:
+    """Every third row asks something."""
+    asked = [f"What is {i} + 1?" if i % 3 == 0 else None for i in range(count)]
+    return pictures(count, asked)
+
+
+def test_two_models_apart_write_what_one_run_over_all_rows_would(tmp_path, caplog):
+    caplog.set_level("INFO")
+    both = generate_candidates(mixed(17), EchoSampler(), config(), tmp_path / "both", "m")
+    found = []
+    for task, count in (("reasoning", 6), ("description", 11)):
+        plan = generate_candidates(mixed(17), EchoSampler(), config(task=task), tmp_path / task, "m")
+        assert f"{count} of 17 rows are of the task {task}" in caplog.text
+        summary = summarize(plan)
+        assert (summary["rows"], summary["left_out"], summary["failed"]) == (count, 17 - count, 0)
+        assert json.loads((tmp_path / task / "plan.json").read_text())["left_out"] == 17 - count
+        found += rows(tmp_path / task)
+        echo = EchoSampler()
+        assert generate_candidates(mixed(17), echo, config(task=task), tmp_path / task, "m").missing() == []
+        assert not echo.requests
+    assert sorted(found, key=lambda row: int(row["id"][4:])) == rows(tmp_path / "both")
+    assert summarize(both)["left_out"] == 0
+
+
+def test_a_round_goes_on_with_the_rows_of_its_own_task(tmp_path):
+    generate_candidates(mixed(9), EchoSampler(), config(1), tmp_path / "a", "m")
+    with pytest.raises(ValueError, match="previous: task is None there and reasoning here"):
+        grown = config(2, previous=str(tmp_path / "a"), task="reasoning")
+        generate_candidates(mixed(9), EchoSampler(), grown, tmp_path / "b", "m")
+    with pytest.raises(ValueError, match="task is 'reasoning', but the rows are those of None"):
+        make_plan(ImageRows(mixed(9)), config(task="reasoning"), tmp_path / "b", "m")
+
+
+def test_the_recipe_takes_the_rows_of_a_task_and_says_how_far_a_run_is(world, digits_model, tmp_path):
+    options = {"task": "reasoning", "logprobs": "true", "rows_per_shard": 1}
+    first = run(command(digits_model, world, tmp_path / "out", shard_index=0, num_shards=2, **options))
+    assert first.returncode == 0, first.stderr[-2000:]
+    said = f"{tmp_path / 'out'}: {{}} of {{}} shards are there, {{}} to do"
+    total = len(list((tmp_path / "out" / "data").iterdir())) * 2
+    half = said.format(total // 2, total, total // 2)
+    assert first.stdout.strip() == half
+    assert f"{total} of 18 rows are of the task reasoning" in first.stderr
+    again = run(command(digits_model, world, tmp_path / "out", **options))
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout.splitlines()[0] == half
+    found = rows(tmp_path / "out")
+    assert len(found) == total and {row["task"] for row in found} == {"reasoning"}
+    assert all(candidate["mean_logprob"] < 0 for row in found for candidate in row["candidates"])
+
+
 # Many workers --------------------------------------------------------------------------------------------------------
 
 
 def test_jobs_of_an_array_share_the_shards(world, digits_model, sampler, tmp_path):
     """Plan once, then three jobs in any order; the last one writes the summary."""
     done = run(command(digits_model, world, tmp_path / "array", plan_only="true"))
-    assert "array: 9 of 9 shards are to do" in done.stdout, done.stderr[-2000:]
+    assert "array: 0 of 9 shards are there, 9 to do" in done.stdout, done.stderr[-2000:]
     assert not (tmp_path / "array" / "data").exists()
     for job, made in ((2, 3), (0, 6), (1, 9)):
         assert not (tmp_path / "array" / "summary.json").exists()

@@ -20,9 +20,16 @@ _UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]{8}")
 
 
 def is_local(name: str | Path) -> bool:
-    """Return whether `name` means a folder here, existing or not, rather than a Hub id (`name` or `owner/name`)."""
+    """
+    Return whether `name` means a folder here, existing or not, rather than a Hub id (`name` or `owner/name`).
+
+    `runs/sft` means a folder wherever there is a folder `runs`: a mistyped name is not looked up on the Hub.
+    """
     text = str(name)
-    return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+    first, slash, _ = text.partition("/")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        return True
+    return Path(first).is_dir() if slash else Path(text).is_dir()
 
 
 def absolute(name: str) -> str:

@@ -3,10 +3,10 @@
 from .candidates import CandidateConfig
 from .inputs import ImageRows
 from .plan import Plan, make_plan
-from .samplers import SamplerConfig, load_sampler
+from .samplers import SamplerConfig, check_options, load_sampler
 from .sampling import Failure, Request, Response, Sampler
 from .sources import load_images
-from .summary import summarize
+from .summary import conclude, summarize
 from .transformers_sampler import TransformersSampler
 from .worker import generate_candidates, make_shards
 
@@ -21,6 +21,8 @@ __all__ = [
     "Sampler",
     "SamplerConfig",
     "TransformersSampler",
+    "check_options",
+    "conclude",
     "generate_candidates",
     "load_images",
     "load_sampler",

@@ -12,6 +12,7 @@ from ..corruption import damage
 from ..prompts import prompt_for
 from ..views import light_view
 from .candidates import CandidateConfig, Counts
+from .columns import is_question
 from .images import UnreadableImageError, open_image
 from .sampling import Request, candidate_seed, open_pixels
 
@@ -49,7 +50,7 @@ class Row:
         taken: Counts,
     ):
         self.id, self.stored = content["id"], stored
-        self.question = content["question"] if (content["question"] or "").strip() else None
+        self.question = content["question"] if is_question(content["question"]) else None
         self.task = "reasoning" if self.question else "description"
         self.candidates = {(candidate["mode"], candidate["seed"]): candidate for candidate in known}
         self.errors: dict[int, str] = {}  # by request, so that the first one does not depend on who answered first

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..corruption import CORRUPTIONS
-from ..prompts import STEPS, prompt_for, task_of
+from ..prompts import STEPS, TASKS, prompt_for, task_of
 
 
 Counts = dict[str, list]  # "description_modes" and "reasoning_modes" -> [mode, number of candidates] pairs
@@ -33,12 +33,22 @@ class CandidateConfig:
             Damage what the model sees, in these ways of [`~sicog_trl.corruption.CORRUPTIONS`]: a candidate in one of
             them, consecutive candidates of a row in one after the other. For the rejected side of preferences.
         max_pixels (`int`, *optional*):
-            Larger images are scaled down to this many pixels before the model sees them.
+            Larger images are scaled down to this many pixels before the model sees them. It belongs to sampling
+            alone: what a model is trained on keeps its size, which there the image processor's own limit bounds (such
+            as its `max_pixels` or `longest_edge`).
+        logprobs (`bool`, *optional*, defaults to `False`):
+            Keep for each candidate `mean_logprob`: the mean log-probability, in nats, of its tokens (the end token
+            among them) under the model's own distribution, before temperature and nucleus. Rounded to four decimals.
+        task (`str`, *optional*):
+            `"description"` takes only the rows without a question, `"reasoning"` only those with one: for models that
+            do one of the two. The others are counted and left out; ids and texts are those that the rows have in a
+            run over all of them.
         rows_per_shard (`int`, *optional*, defaults to `512`):
             Input rows per file: what a crash can lose.
         previous (`str`, *optional*):
             Folder of the candidates of an earlier round, made of the same rows. As many of them as that round was
-            asked for count among those asked for here: rounds accumulate 3, 6, 9 candidates (SICOG).
+            asked for count among those asked for here: rounds accumulate 3, 6, 9 candidates (SICOG). Within a row they
+            stand by mode, and within a mode the older ones first.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the run.
     """
@@ -59,6 +69,8 @@ class CandidateConfig:
         default=None, metadata={"help": "Damage what the model sees, in these ways."}
     )
     max_pixels: int | None = field(default=None, metadata={"help": "Scale larger images down to this many pixels."})
+    logprobs: bool = field(default=False, metadata={"help": "Keep the mean log-probability of each candidate."})
+    task: str | None = field(default=None, metadata={"help": "Only the rows of this task.", "choices": tuple(TASKS)})
     rows_per_shard: int = field(default=512, metadata={"help": "Input rows per file."})
     previous: str | None = field(default=None, metadata={"help": "Candidates of an earlier round to add to."})
     seed: int = field(default=0, metadata={"help": "Seed of the run."})
@@ -69,7 +81,12 @@ class CandidateConfig:
                 raise ValueError(f"{name} is at least 1, got {value}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature is at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}")
-        for name, task in (("description_modes", "description"), ("reasoning_modes", "reasoning")):
+        if self.task not in (None, *TASKS):
+            raise ValueError(f"task: unknown {self.task!r}; choose from {', '.join(TASKS)}, or leave it out for both")
+        if self.task and not getattr(self, f"{self.task}_modes"):
+            raise ValueError(f"task is {self.task!r}, but {self.task}_modes is empty: there is nothing to sample")
+        for task in TASKS:
+            name = f"{task}_modes"
             for mode, count in getattr(self, name).items():
                 if task_of(mode) != task:
                     raise ValueError(f"{name}: {mode!r} is a mode of the task {task_of(mode)!r}")

@@ -1,19 +1,18 @@
 """What `generate` reads: any dataset of images, brought to the images contract a few rows at a time, undecoded."""
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features, Image, Json, LargeList, List
+from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data import IMAGES_FEATURES
+from .columns import as_images, as_text, from_json, image_columns, is_question, join, json_keys
 from .images import identity
 
 
@@ -38,15 +37,22 @@ class ImageRows:
     Args:
         dataset (`datasets.Dataset`):
             Rows from [`load_images`] or from anywhere else; it is not copied.
+        task (`str`, *optional*):
+            Take only rows without a question (`"description"`) or with one (`"reasoning"`), which is said. They keep
+            the ids that they have among all of them.
+
+    Attributes:
+        left_out (`int`):
+            Rows of the other task.
 
     Raises:
         `ValueError`: if there are no rows, or a column is missing or holds something else.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, task: str | None = None):
         names, features = dataset.column_names, dataset.features
         self._images = ["images"] if "images" in names else image_columns(features)
-        if not self._images and "question" not in names and "question" not in _json_keys(features):
+        if not self._images and "question" not in names and "question" not in json_keys(features):
             raise ValueError(
                 f"the input has no column 'images'; it has {names}. Rename the column of the images to 'images' or "
                 "'image', or give a 'question' if there are no images"
@@ -55,13 +61,17 @@ class ImageRows:
             raise ValueError(NO_ROWS)
         self._features = features
         self._ids = [name for name in ("id", "__key__") if name in names][:1]
-        if "id" not in names and "id" in _json_keys(features):
+        if "id" not in names and "id" in json_keys(features):
             self._ids.append("json")
         if not self._ids:
             logger.warning("the input has no column 'id'; the ids are the numbers of the rows")
         texts = [name for name in ("question", "answer", "json") if name in names and name not in self._ids]
         self._data = dataset.select_columns([*self._ids, *texts, *self._images]).with_format("arrow")
+        self.task, self.left_out, self._total = task, 0, len(dataset)
+        self._numbers: np.ndarray | None = None  # of the rows in the dataset, if some are left out
         self._contract(pa.RecordBatch.from_pylist([], schema=self._data[:1].schema), 0)  # refuses unfit types at once
+        if task:
+            self._take(task)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -70,6 +80,22 @@ class ImageRows:
     def source(self) -> str:
         """What the rows were loaded from: files with their times of change, not what is in them."""
         return self._data._fingerprint
+
+    def _take(self, task: str) -> None:
+        """Leave out the rows of the other task; only questions are read."""
+        kept, asking = [], task == "reasoning"
+        names = [name for name in ("question", "json") if name in self._data.column_names]
+        for start, raw in self._batches(self._data.select_columns(names or self._data.column_names)):
+            questions = self._text(raw, "question").to_pylist()
+            kept += [number for number, text in enumerate(questions, start) if is_question(text) == asking]
+        logger.info("%s of %s rows are of the task %s", f"{len(kept):,}", f"{self._total:,}", task)
+        if not kept:
+            has = "a question that is not empty" if asking else "no question"
+            raise ValueError(f"none of the {self._total:,} rows is of the task {task!r}; such rows have {has}")
+        self.left_out = self._total - len(kept)
+        if self.left_out:
+            self._numbers = np.array(kept)
+            self._data = self._data.select(self._numbers)
 
     def table(self, rows: range) -> pa.Table:
         """Return a range of rows with the columns of `IMAGES_FEATURES`; images are as they are stored."""
@@ -126,6 +152,7 @@ class ImageRows:
             row_id = self._row_id(data, number)
             # Equal hashes are a sign, equal ids the proof.
             if any(self._row_id(data, other) == row_id for other in np.flatnonzero(hashes[:number] == hashes[number])):
+                number = self._numbers_of(number, 1)[0]
                 raise ValueError(f"row {number}: the id {row_id!r} was used before; ids must be unique")
 
     def _row_id(self, data: Dataset, number: int) -> str:
@@ -133,15 +160,27 @@ class ImageRows:
 
     def _row_ids(self, raw: pa.Table | pa.RecordBatch, start: int) -> pa.Array | pa.ChunkedArray:
         if not self._ids:
-            width = len(str(len(self) - 1))
-            return pa.array([f"{number:0{width}d}" for number in range(start, start + len(raw))], pa.string())
-        ids = _as_text(raw[self._ids[0]], self._ids[0], self._features)
+            width = len(str(self._total - 1))
+            return pa.array([f"{number:0{width}d}" for number in self._numbers_of(start, len(raw))], pa.string())
+        ids = as_text(raw[self._ids[0]], self._ids[0], self._features)
         if "json" in self._ids:
-            ids = pc.coalesce(_from_json(raw["json"], "id"), ids)
+            ids = pc.coalesce(from_json(raw["json"], "id"), ids)
         if ids.null_count:
-            row = start + pc.index(pc.is_null(ids), True).as_py()
+            row = self._numbers_of(start + pc.index(pc.is_null(ids), True).as_py(), 1)[0]
             raise ValueError(f"row {row}: the id is null; give every row one, or leave the column out")
         return ids
+
+    def _numbers_of(self, start: int, count: int) -> Sequence[int]:
+        """Return the numbers that rows have in the dataset."""
+        rows = range(start, start + count)
+        return rows if self._numbers is None else self._numbers[rows.start : rows.stop]
+
+    def _text(self, columns: pa.Table | pa.RecordBatch, name: str) -> pa.Array | pa.ChunkedArray:
+        if name in columns.schema.names:
+            return as_text(columns[name], name, self._features)
+        if "json" in columns.schema.names:
+            return from_json(columns["json"], name)
+        return pa.nulls(len(columns), pa.string())
 
     def _convert(self, raw: pa.Table, start: int) -> pa.Table:
         if raw.nbytes <= _BATCH_BYTES:
@@ -156,18 +195,13 @@ class ImageRows:
 
     def _contract(self, batch: pa.RecordBatch, start: int) -> pa.RecordBatch:
         schema = IMAGES_FEATURES.arrow_schema
-        texts = {name: pa.nulls(len(batch), pa.string()) for name in ("question", "answer")}
-        for name in texts:
-            if name in batch.schema.names:
-                texts[name] = _as_text(batch[name], name, self._features)
-            elif "json" in batch.schema.names:
-                texts[name] = _from_json(batch["json"], name)
-        lists = [_as_images(batch[name], name) for name in self._images]
+        texts = {name: self._text(batch, name) for name in ("question", "answer")}
+        lists = [as_images(batch[name], name) for name in self._images]
         if self._images == ["images"]:
             (counts, values), valid = lists[0], batch["images"].is_valid().to_numpy(zero_copy_only=False)
         else:
             bare = pc.equal(pc.utf8_length(pc.coalesce(texts["question"], "")), 0).to_numpy(zero_copy_only=False)
-            (counts, values), valid = _join(lists, bare), None
+            (counts, values), valid = join(lists, bare), None
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
         mask = None if valid is None or valid.all() else pa.array(~valid)
         images = pa.ListArray.from_arrays(offsets, values, type=schema.field("images").type, mask=mask)
@@ -181,85 +215,6 @@ def _again(hashes: np.ndarray) -> np.ndarray:
         return np.empty(0, dtype=np.int64)
     order = np.argsort(hashes, kind="stable")
     return np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]])
-
-
-def image_columns(features: Features) -> list[str]:
-    def is_image(feature: Any) -> bool:
-        while isinstance(feature, (List, LargeList)):
-            feature = feature.feature
-        return isinstance(feature, Image)
-
-    return [name for name, feature in features.items() if is_image(feature)] or [
-        n for n in ("image",) if n in features
-    ]
-
-
-def _json_keys(features: Features) -> set[str]:
-    """Return the keys that the `json` field of a WebDataset may have: known, or unknown until it is read."""
-    feature = features.get("json")
-    if isinstance(feature, dict):
-        return set(feature)
-    return {"id", "question", "answer"} if isinstance(feature, Json) else set()
-
-
-def _from_json(array: pa.Array | pa.ChunkedArray, key: str) -> pa.Array | pa.ChunkedArray:
-    if pa.types.is_struct(array.type):
-        if array.type.get_field_index(key) < 0:
-            return pa.nulls(len(array), pa.string())
-        return _as_text(pc.struct_field(array, key), f"json.{key}", Features())
-    values = []
-    for text in array.to_pylist():
-        content = json.loads(text) if isinstance(text, str) else text
-        value = content.get(key) if isinstance(content, dict) else None
-        if isinstance(value, (list, dict)):
-            raise ValueError(f"the key {key!r} of a json field holds {value!r:.100}; one text or number is needed")
-        values.append(value if value is None or isinstance(value, str) else json.dumps(value))
-    return pa.array(values, pa.string())
-
-
-def _as_text(array: pa.Array | pa.ChunkedArray, name: str, features: Features) -> pa.Array | pa.ChunkedArray:
-    if isinstance(label := features.get(name), ClassLabel):
-        return pc.take(pa.array(label.names), pc.if_else(pc.less(array, 0), None, array))
-    if pa.types.is_nested(array.type) or pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        raise ValueError(f"the column {name!r} holds {array.type}; one text or number per row is needed")
-    return array.cast(pa.string())
-
-
-def _as_images(array: pa.Array, name: str) -> tuple[np.ndarray, pa.StructArray]:
-    """Return how many images each row has, and all of them one after the other."""
-    if _is_list(array.type):
-        counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-        return counts, _as_structs(array.flatten(), name)
-    images = _as_structs(array, name)
-    return images.is_valid().to_numpy(zero_copy_only=False).astype(np.int64), images.drop_null()
-
-
-def _as_structs(array: pa.Array, name: str) -> pa.StructArray:
-    kind = array.type
-    if pa.types.is_null(kind):
-        return pa.nulls(len(array), Image.pa_type)
-    fields = {field.name for field in kind} if pa.types.is_struct(kind) else set()
-    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    if not fields & {"bytes", "path"} and not any(fits(kind) for fits in plain):
-        raise ValueError(f"the column {name!r} holds {kind}; images are needed: bytes, a path, or a struct of both")
-    return Image().cast_storage(array)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _join(lists: list[tuple[np.ndarray, pa.StructArray]], bare: np.ndarray) -> tuple[np.ndarray, pa.StructArray]:
-    """Put the images of several columns in the order of the rows; a bare row that has none gets one that is null."""
-    counts = sum((counts for counts, _ in lists), np.zeros(len(bare), np.int64))
-    lonely = np.flatnonzero((counts == 0) & bare)
-    if len(lists) == 1 and not len(lonely):
-        return lists[0]
-    values = pa.concat_arrays([*(values for _, values in lists), pa.nulls(len(lonely), Image.pa_type)])
-    owners = [np.repeat(np.arange(len(bare)), counts) for counts, _ in lists]
-    order = np.argsort(np.concatenate([*owners, lonely]), kind="stable")
-    counts[lonely] = 1
-    return counts, values.take(pa.array(order))
 
 
 def _entries(table: pa.Table) -> Iterator[bytes]:

@@ -108,7 +108,7 @@ class OpenAIServer:
             supports ([`ServerSupport`]):
                 What may be asked for.
             **sampling (`float`):
-                `max_tokens`, `temperature` and `top_p`.
+                `max_tokens`, `temperature` and `top_p`; and `logprobs`, if they are wanted.
 
         Raises:
             [`UnansweredError`]: if the server has no answer to this request.
@@ -116,27 +116,22 @@ class OpenAIServer:
         """
         several = {"n": len(seeds)} if len(seeds) > 1 else {}
         extra = (NEUTRAL if supports.neutral else {}) | ({"return_token_ids": True} if supports.token_ids else {})
-        completion = await self._complete(
-            model=self.model,
-            messages=[{"role": "user", "content": content}],
-            seed=seeds[0],
-            extra_body=extra or None,
-            **several,
-            **sampling,
-        )
+        completion = await self.complete(content, seeds[0], extra_body=extra or None, **several, **sampling)
         choices = completion.choices
         if len(choices) > len(seeds):
             raise UnansweredError("too_many_candidates", f"asked for {len(seeds)}, got {len(choices)}")
         numbers = [choice.index for choice in choices]
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(len(seeds))):
             numbers = list(range(len(choices)))
-        responses = [_response(choice, completion if len(choices) == 1 else None) for choice in choices]
+        wanted = bool(sampling.get("logprobs"))
+        responses = [_response(choice, completion if len(choices) == 1 else None, wanted) for choice in choices]
         return {seeds[number]: response for number, response in zip(numbers, responses, strict=True)}
 
-    async def _complete(self, **payload: Any) -> "ChatCompletion":
+    async def complete(self, content: list[dict[str, Any]], seed: int, **settings: Any) -> "ChatCompletion":
         """Ask the server; the client itself tries again after status codes, lost connections and time-outs."""
         import openai
 
+        payload = {"model": self.model, "messages": [{"role": "user", "content": content}], "seed": seed, **settings}
         for attempt in range(self.max_retries + 1):
             try:
                 completion = await self.client.chat.completions.create(**payload)
@@ -265,7 +260,7 @@ class OpenAIServer:
         return textwrap.shorten(words.replace(self._api_key, "***"), 300)
 
 
-def _response(choice: Any, alone: "ChatCompletion | None") -> Response:
+def _response(choice: Any, alone: "ChatCompletion | None", logprobs: bool) -> Response:
     """Read one candidate; the usage of a request is that of a candidate only if it stands `alone`."""
     extra = choice.model_extra or {}
     tokens = extra.get("token_ids", extra.get("response_token_ids"))  # vLLM, SGLang
@@ -274,4 +269,18 @@ def _response(choice: Any, alone: "ChatCompletion | None") -> Response:
         text=choice.message.content or "",
         finish_reason=choice.finish_reason or "unknown",
         num_tokens=len(tokens) if tokens is not None else usage,
+        mean_logprob=_mean_logprob(choice) if logprobs else None,
     )
+
+
+def _mean_logprob(choice: Any) -> float | None:
+    """Return the mean over the tokens that the server lists, or `None` for a candidate of nothing."""
+    tokens = getattr(choice.logprobs, "content", None)
+    if tokens:
+        return sum(token.logprob for token in tokens) / len(tokens)
+    if choice.message.content:
+        raise ServerGoneError(
+            "a candidate came without log-probabilities, though the server has given them before. Finished shards are "
+            "kept: see what ails the server, and start the run again to resume."
+        )
+    return None

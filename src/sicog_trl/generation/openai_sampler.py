@@ -14,6 +14,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from .openai_client import OpenAIServer, ServerGoneError, ServerSupport, UnansweredError
+from .openai_logprobs import check_logprobs
 from .sampling import Failure, Request, Response
 
 
@@ -68,6 +69,9 @@ class OpenAISampler:
             0 means greedy: one candidate is asked for and stands for all.
         top_p (`float`, *optional*, defaults to `0.9`):
             Nucleus.
+        logprobs (`bool`, *optional*, defaults to `False`):
+            Give each candidate its mean log-probability. What a server gives may be meant before the temperature
+            (vLLM) or after it (SGLang, unless told otherwise); one that counts the temperature in is refused.
         concurrency (`int`, *optional*, defaults to `64`):
             Requests under way at the same time; twice the sequences that the server decodes at once keeps it busy.
         image_transport (`str`, *optional*, defaults to `"data"`):
@@ -90,6 +94,7 @@ class OpenAISampler:
         max_completion_length: int = 512,
         temperature: float = 0.7,
         top_p: float = 0.9,
+        logprobs: bool = False,
         concurrency: int = 64,
         image_transport: Literal["data", "file"] = "data",
         timeout: float = 600.0,
@@ -109,6 +114,7 @@ class OpenAISampler:
         self.model = model
         self.base_url = base_url
         self.sampling = {"max_tokens": max_completion_length, "temperature": temperature, "top_p": top_p}
+        self.sampling |= {"logprobs": True} if logprobs else {}
         self.concurrency = concurrency
         self.image_transport = image_transport
         self.timeout = timeout
@@ -129,7 +135,7 @@ class OpenAISampler:
                 while True:
                     for number, request in itertools.islice(waiting, self.concurrency - len(running)):
                         if self.supports is None:
-                            self.supports = portal.call(server.probe)
+                            self.supports = portal.call(self._probe, server)
                         running[portal.start_task_soon(self._answer, server, request)] = number
                     if not running:
                         return
@@ -143,6 +149,12 @@ class OpenAISampler:
 
     def _connect(self) -> OpenAIServer:
         return OpenAIServer(self.model, self.base_url, self._api_key, self.timeout, self.max_retries)
+
+    async def _probe(self, server: OpenAIServer) -> ServerSupport:
+        supports = await server.probe()
+        if self.sampling.get("logprobs"):
+            await check_logprobs(server)
+        return supports
 
     def _count(self, answer: list[Response] | Failure) -> None:
         """Raise after many errors in a row: a hung engine, behind a front that still lists its models."""

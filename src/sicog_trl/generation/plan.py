@@ -23,13 +23,8 @@ from .inputs import ImageRows
 
 _MAX_SHARDS = 99_999  # five digits in a file name
 _FOOTER = b"sicog_trl"
-_NO_SETTINGS = {
-    "num_rows",
-    "counts",
-    "source",
-    "digests",
-    "previous",
-}  # keys of plan.json that are compared in their own way
+# keys of plan.json that are compared in their own way
+_NO_SETTINGS = {"num_rows", "left_out", "counts", "source", "digests", "previous"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,8 @@ class Plan:
             Candidates per mode that a complete shard has.
         previous ([`Plan`], *optional*):
             Finished run of an earlier round, whose candidates this one adds to.
+        left_out (`int`, *optional*, defaults to `0`):
+            Rows of the other task, which are not among the input rows.
     """
 
     output_dir: Path
@@ -58,6 +55,7 @@ class Plan:
     digests: tuple[str, ...]
     counts: Counts
     previous: "Plan | None" = None
+    left_out: int = 0
 
     @property
     def num_shards(self) -> int:
@@ -87,6 +85,11 @@ class Plan:
             for shard in range(shard_index, self.num_shards, num_shards)
             if not self.is_done(shard) or (retry_failed and self._footer(shard)["failed"])
         ]
+
+    def standing(self, retry_failed: bool = False) -> str:
+        """Return how far the run is, for a person; see [`~Plan.missing`]."""
+        to_do = len(self.missing(retry_failed=retry_failed))
+        return f"{self.output_dir}: {self.num_shards - to_do} of {self.num_shards} shards are there, {to_do} to do"
 
     def is_done(self, shard: int) -> bool:
         """Return whether a shard is published with at least the candidates that this plan asks for."""
@@ -155,6 +158,8 @@ def make_plan(
     least = -(-len(rows) // _MAX_SHARDS)
     if config.rows_per_shard < least:
         raise ValueError(f"rows_per_shard: {config.rows_per_shard} makes too many files; give at least {least}")
+    if rows.task != config.task:
+        raise ValueError(f"task is {config.task!r}, but the rows are those of {rows.task!r}; make ImageRows with it")
     output_dir = Path(output_dir)
     path = output_dir / "plan.json"
     known = {"rows_per_shard": config.rows_per_shard, "model": model, "dtype": dtype, **config.settings}
@@ -168,6 +173,7 @@ def make_plan(
     _refuse_other_rows(config.previous, previous.digests if previous else digests, digests, config.rows_per_shard)
     plan = {
         "num_rows": len(rows),
+        "left_out": rows.left_out,
         **known,
         "previous": taken,
         "counts": config.counts,
@@ -177,7 +183,8 @@ def make_plan(
     if plan != found:
         (output_dir / "summary.json").unlink(missing_ok=True)  # of fewer candidates
         write_json(path, plan)
-    return Plan(output_dir, len(rows), config.rows_per_shard, tuple(digests), config.counts, previous)
+    digests = tuple(digests)
+    return Plan(output_dir, len(rows), config.rows_per_shard, digests, config.counts, previous, rows.left_out)
 
 
 def _check_found(path: Path, known: dict[str, Any], config: CandidateConfig) -> dict[str, Any] | None:
@@ -209,8 +216,9 @@ def _earlier(config: CandidateConfig, found: dict[str, Any] | None) -> tuple[Pla
     plan = Plan(path.parent, said["num_rows"], said["rows_per_shard"], tuple(said["digests"]), taken)
     if missing := plan.missing():
         raise ValueError(f"previous: {len(missing)} shards of {plan.output_dir} are missing; finish that run first")
-    if said["corruptions"] != config.corruptions:
-        raise ValueError(f"previous: corruptions is {said['corruptions']} there and {config.corruptions} here")
+    for name in ("corruptions", "task"):
+        if said.get(name) != getattr(config, name):
+            raise ValueError(f"previous: {name} is {said.get(name)} there and {getattr(config, name)} here")
     if not _covers(config.counts, taken):
         _refuse_fewer(plan.output_dir, taken, config.counts)
     settings = {key: value for key, value in said.items() if key not in ("counts", "source")}

@@ -52,7 +52,7 @@ class ShardWorker:
     ):
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
         self.plan, self.config = plan, config
-        self.rows, self.sampler = ImageRows(load_images(*source)), load_sampler()
+        self.rows, self.sampler = ImageRows(load_images(*source), config.task), load_sampler()
         self.progress = Progress(plan.num_rows, disable=True)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:

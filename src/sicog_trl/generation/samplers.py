@@ -1,7 +1,10 @@
 """Which sampler answers: one dataclass names it, one function makes it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..checkpoints import check_model
+from ..files import absolute
 from .candidates import CandidateConfig
 from .sampling import Sampler
 from .transformers_sampler import TransformersSampler
@@ -57,6 +60,33 @@ class SamplerConfig:
             raise ValueError(f"base_url and served_model_name belong to `sampler: openai`, not {self.sampler!r}")
 
 
+# What of the options that TRL offers is used here.
+_USED = {"model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config", "dataset_train_split"}
+
+
+def check_options(config: SamplerConfig, *options: Any) -> None:
+    """
+    Refuse what would be ignored in silence, and a model or dataset that is not there.
+
+    Args:
+        config ([`SamplerConfig`]):
+            Which sampler is to use them.
+        *options (`ModelConfig`, `ScriptArguments`):
+            TRL's.
+    """
+    given = {name: value for part in options for name, value in vars(part).items()}
+    usual = {name: value for part in options for name, value in vars(type(part)()).items()}
+    used = _USED | ({"attn_implementation"} if config.sampler == "transformers" else set())
+    for name, value in given.items():
+        if name not in used and value != usual[name]:
+            raise ValueError(f"{name} is {value!r}, but `sampler: {config.sampler}` does not use it; leave it out")
+    model = given["model_name_or_path"]
+    if config.sampler != "openai" or not model:
+        check_model(model and absolute(model))
+    if not given["dataset_name"]:
+        raise ValueError("dataset_name is missing: name the folder or the Hub id of the images")
+
+
 def load_sampler(
     config: SamplerConfig,
     candidates: CandidateConfig,
@@ -64,6 +94,7 @@ def load_sampler(
     revision: str | None = None,
     dtype: str | None = "auto",
     device: str | None = None,
+    attn_implementation: str | None = None,
 ) -> Sampler:
     """
     Make the sampler that `config` names.
@@ -81,8 +112,11 @@ def load_sampler(
             Precision of the weights in this process.
         device (`str`, *optional*):
             Device in this process; a GPU if there is one.
+        attn_implementation (`str`, *optional*):
+            How `"transformers"` computes attention.
     """
-    sampling = {name: getattr(candidates, name) for name in ("max_completion_length", "temperature", "top_p")}
+    names = ("max_completion_length", "temperature", "top_p", "logprobs")
+    sampling = {name: getattr(candidates, name) for name in names}
     if config.sampler == "openai":
         from .openai_sampler import OpenAISampler
 
@@ -98,4 +132,5 @@ def load_sampler(
         from .vllm_sampler import VLLMSampler
 
         return VLLMSampler(model_name_or_path, revision, dtype, chunk_size=config.batch_size, **sampling)
+    sampling["attn_implementation"] = attn_implementation
     return TransformersSampler(model_name_or_path, revision, dtype, device, config.batch_size, **sampling)

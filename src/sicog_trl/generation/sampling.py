@@ -46,11 +46,15 @@ class Response:
             Why it ended: `"stop"`, `"length"`, or what else a server calls it.
         num_tokens (`int`, *optional*):
             Length in tokens; `None` if a server does not tell.
+        mean_logprob (`float`, *optional*):
+            Mean log-probability, in nats, of its tokens (the end token among them) under the model's own
+            distribution: temperature 1, the whole vocabulary. `None` unless it was asked for.
     """
 
     text: str
     finish_reason: str
     num_tokens: int | None
+    mean_logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,22 @@ def uniform(seeds: np.ndarray, step: int) -> np.ndarray:
     return (x >> np.uint64(11)).astype(np.float64) / 2**53
 
 
+class OwnDistribution(LogitsProcessor):
+    """
+    Normalise what the model says before anything changes it; stands first, and changes nothing itself.
+
+    Attributes:
+        mass (`torch.FloatTensor` of shape `(batch_size,)`):
+            Logarithm of the sum of the exponentials of the last scores.
+    """
+
+    mass: torch.FloatTensor
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.mass = scores.logsumexp(dim=-1)
+        return scores
+
+
 class SeededSampling(LogitsProcessor):
     """
     Draw the next token of each sequence from its own stream, by inverting the cumulative distribution.
@@ -151,16 +171,29 @@ class SeededSampling(LogitsProcessor):
         top_p (`float`):
             The most likely tokens with at least this probability in total are kept, and all that are as likely as the
             last of them.
+        own ([`OwnDistribution`], *optional*):
+            Makes it keep the log-probability of each drawn token under the model's own distribution.
     """
 
-    def __init__(self, seeds: Sequence[int], prompt_length: int, temperature: float, top_p: float):
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        prompt_length: int,
+        temperature: float,
+        top_p: float,
+        own: OwnDistribution | None = None,
+    ):
         self.seeds = np.asarray(seeds, dtype=np.uint64)
         self.prompt_length = prompt_length
         self.temperature = temperature
         self.top_p = top_p
+        self.own = own
+        self.logprobs: list[torch.Tensor] = []  # one per step
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         token = scores.argmax(dim=-1, keepdim=True) if self.temperature == 0 else self._draw(input_ids, scores)
+        if self.own:  # what was suppressed in between was not drawn
+            self.logprobs.append(scores.gather(-1, token).squeeze(-1) - self.own.mass)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
 
     def _draw(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.LongTensor:

@@ -17,7 +17,8 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..data import load
 from ..files import is_local
-from .inputs import NO_ROWS, image_columns
+from .columns import image_columns
+from .inputs import NO_ROWS
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,10 @@ def load_images(name: str, config: str | None = None, split: str = "train", revi
         return load(name, config, split, revision)
     folder = path / config if config else path
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist; name a folder, a Parquet file, a .tar or a Hub id")
+        raise FileNotFoundError(
+            f"dataset folder {folder} does not exist; run the stage that writes it first, or name a folder, a Parquet "
+            "file, a .tar or a Hub id"
+        )
     if any((folder / "data").glob(f"*-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet")):
         return load(str(path), config, split)
     kind, found = _survey(folder)

@@ -1,9 +1,11 @@
 """What a run has written, counted from the text columns of its shards, one shard in memory at a time."""
 
+import json
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..files import write_json
 from .plan import Plan
 
 
@@ -16,9 +18,10 @@ def summarize(plan: Plan) -> dict[str, Any]:
             The run.
 
     Returns:
-        `dict[str, Any]`: `rows`; `failed`, the rows with an error, and `failed_by_reason`; `candidates`; `tokens`, and
-        `without_token_count`, the candidates whose length a server did not tell; `distinct_per_row`, the mean number
-        of different candidates of the rows that have any; `truncated_share` and `empty_share` of the candidates.
+        `dict[str, Any]`: `rows`; `left_out`, the rows of the other task, which are not among them; `failed`, the rows
+        with an error, and `failed_by_reason`; `candidates`; `tokens`, and `without_token_count`, the candidates whose
+        length a server did not tell; `distinct_per_row`, the mean number of different candidates of the rows that have
+        any; `truncated_share` and `empty_share` of the candidates.
     """
     rows = failed = answered = distinct = candidates = tokens = unknown = truncated = empty = 0
     reasons: dict[str, int] = {}
@@ -39,6 +42,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
             empty += sum(not candidate["text"].strip() for candidate in found)
     return {
         "rows": rows,
+        "left_out": plan.left_out,
         "failed": failed,
         "failed_by_reason": dict(sorted(reasons.items())),
         "candidates": candidates,
@@ -48,3 +52,23 @@ def summarize(plan: Plan) -> dict[str, Any]:
         "truncated_share": truncated / max(1, candidates),
         "empty_share": empty / max(1, candidates),
     }
+
+
+def conclude(plan: Plan, sampler: dict[str, Any]) -> str:
+    """
+    Write `summary.json` if no shard is missing any more.
+
+    Args:
+        plan ([`Plan`]):
+            The run.
+        sampler (`dict[str, Any]`):
+            How it was sampled, for the record.
+
+    Returns:
+        `str`: the summary, or how far the run is.
+    """
+    if plan.missing():
+        return plan.standing()
+    summary = {**summarize(plan), "sampler": sampler}
+    write_json(plan.output_dir / "summary.json", summary)
+    return json.dumps(summary)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from ..checkpoints import load_for_generation, placeholders, prepare_for_generation
 from .cache import growing_cache
-from .sampling import Failure, Request, Response, SeededSampling, open_pixels
+from .sampling import Failure, OwnDistribution, Request, Response, SeededSampling, open_pixels
 
 
 _WINDOW_PIXELS = 2**27  # ours: about 400 MB of open images, among which requests are sorted by length
@@ -59,6 +60,18 @@ def _decode(num_candidates: int) -> Callable[..., torch.LongTensor]:
     return decode
 
 
+def _watched(own: OwnDistribution, decode: Callable[..., torch.LongTensor]) -> Callable[..., torch.LongTensor]:
+    """Return how `generate` shall decode with `own` before what changes the scores; it puts ours behind that."""
+
+    def watched(
+        model: PreTrainedModel, input_ids: torch.LongTensor, logits_processor: LogitsProcessorList, **others: Any
+    ) -> torch.LongTensor:
+        logits_processor.insert(0, own)
+        return decode(model, input_ids, logits_processor=logits_processor, **others)
+
+    return watched
+
+
 class TransformersSampler:
     """
     Sample with a model in this process.
@@ -80,6 +93,10 @@ class TransformersSampler:
             0 means greedy.
         top_p (`float`, *optional*, defaults to `0.9`):
             Nucleus.
+        logprobs (`bool`, *optional*, defaults to `False`):
+            Give each candidate its mean log-probability; no token changes by it.
+        attn_implementation (`str`, *optional*):
+            How attention is computed, such as `"sdpa"`; Transformers chooses, unless given.
     """
 
     def __init__(
@@ -92,14 +109,21 @@ class TransformersSampler:
         max_completion_length: int = 512,
         temperature: float = 0.7,
         top_p: float = 0.9,
+        logprobs: bool = False,
+        attn_implementation: str | None = None,
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.processor = load_for_generation(
-            model_name_or_path, revision=revision, dtype=dtype, device=device
+            model_name_or_path,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
         )
         self.batch_size = batch_size
         self.temperature = temperature
         self.top_p = top_p
+        self.logprobs = logprobs
 
         self._features: tuple[list[Image], Any] | None = None  # of the images of the last batch
         self.placeholders = placeholders(self.processor)
@@ -201,16 +225,24 @@ class TransformersSampler:
     @torch.inference_mode()
     def _generate(self, inputs: BatchFeature, seeds: list[list[int]]) -> list[list[Response]]:
         length, num_candidates = inputs["input_ids"].shape[1], len(seeds[0])
-        sampling = SeededSampling([seed for row in seeds for seed in row], length, self.temperature, self.top_p)
-        cache, processors = growing_cache(self.model), LogitsProcessorList([sampling])
+        own = OwnDistribution() if self.logprobs else None
+        flat = [seed for row in seeds for seed in row]
+        sampling = SeededSampling(flat, length, self.temperature, self.top_p, own)
+        cache = growing_cache(self.model)
         if cache is None:  # a model of another make: as Transformers does it
-            output = self.model.generate(**inputs, num_return_sequences=num_candidates, logits_processor=processors)
+            options, decode = {"num_return_sequences": num_candidates}, type(self.model)._sample
         else:
             decode = _decode(num_candidates)
-            output = self.model.generate(
-                **inputs, past_key_values=cache, logits_processor=processors, custom_generate=decode
-            )
+            options = {"past_key_values": cache, "custom_generate": decode}
+        if own:
+            options["custom_generate"] = _watched(own, decode)
+        output = self.model.generate(**inputs, **options, logits_processor=LogitsProcessorList([sampling]))
         answers = [self._read(tokens) for tokens in output[:, length:].tolist()]
+        if own:
+            logprobs = torch.stack(sampling.logprobs, dim=1).cpu().double()
+            # What comes after the end of a sequence is padding, which was drawn for nothing.
+            means = (row[: each.num_tokens].mean().item() for each, row in zip(answers, logprobs, strict=True))
+            answers = [replace(each, mean_logprob=mean) for each, mean in zip(answers, means, strict=True)]
         return [answers[i : i + num_candidates] for i in range(0, len(answers), num_candidates)]
 
     def _read(self, tokens: list[int]) -> Response:

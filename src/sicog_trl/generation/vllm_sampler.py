@@ -41,6 +41,9 @@ class VLLMSampler:
             0 means greedy: one candidate is sampled and stands for all.
         top_p (`float`, *optional*, defaults to `0.9`):
             Nucleus.
+        logprobs (`bool`, *optional*, defaults to `False`):
+            Give each candidate its mean log-probability; vLLM's mode `raw_logprobs`, its default, takes them before
+            temperature, nucleus and bias.
         chunk_size (`int`, *optional*, defaults to `256`):
             Requests that the engine holds at once. Their images wait in memory, already processed.
         engine_options:
@@ -56,6 +59,7 @@ class VLLMSampler:
         max_completion_length: int = 512,
         temperature: float = 0.7,
         top_p: float = 0.9,
+        logprobs: bool = False,
         chunk_size: int = 256,
         **engine_options: Any,
     ):
@@ -86,6 +90,7 @@ class VLLMSampler:
             generation_config="vllm",
             # Else memory is set aside for the longest video that the model could be shown.
             **{"limit_mm_per_prompt": {"video": 0}, **engine_options},
+            **({"logprobs_mode": "raw_logprobs"} if logprobs else {}),
         )
         self._processes = [process for process in multiprocessing.active_children() if process not in others]
         self.sampling = {
@@ -96,6 +101,7 @@ class VLLMSampler:
             "repetition_penalty": 1.0,
             "max_tokens": max_completion_length,
             "logit_bias": self._suppressed(processor.tokenizer) or None,
+            **({"logprobs": 0} if logprobs else {}),  # of the drawn token, and of no other
         }
 
     def sample(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Response] | Failure]]:
@@ -175,7 +181,15 @@ class VLLMSampler:
                 f"vLLM has broken off a candidate ({ended.pop()}). Finished shards are kept: see its log for the "
                 "cause, and start the run again to resume."
             )
-        return [Response(each.text, each.finish_reason, len(each.token_ids)) for each in candidates]
+        return [
+            Response(
+                each.text,
+                each.finish_reason,
+                len(each.token_ids),
+                each.cumulative_logprob / len(each.token_ids) if "logprobs" in self.sampling else None,
+            )
+            for each in candidates
+        ]
 
     def _suppressed(self, tokenizer: PreTrainedTokenizerBase) -> dict[int, float]:
         """Forbid placeholders: one without an image behind it breaks whatever reads the text."""

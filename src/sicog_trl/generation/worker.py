@@ -172,7 +172,8 @@ def _candidate(asked: Asked, seed: int, response: Response) -> dict[str, Any]:
         "finish_reason": response.finish_reason,
         "num_tokens": response.num_tokens,
         "corruption": asked.corruption,
-        "mean_logprob": None,
+        # Another batch moves it by a ten-millionth, and the shards shall be the same.
+        "mean_logprob": None if response.mean_logprob is None else round(response.mean_logprob, 4),
     }
 
 
@@ -245,7 +246,7 @@ def generate_candidates(
 
     Args:
         dataset (`datasets.Dataset` or [`ImageRows`]):
-            The input; see [`ImageRows`] for what it may look like.
+            The input; see [`ImageRows`] for what it may look like. Of a dataset the rows of `config.task` are taken.
         sampler ([`Sampler`]):
             Answers the requests.
         config ([`CandidateConfig`]):
@@ -266,7 +267,7 @@ def generate_candidates(
     Returns:
         [`Plan`]: the shards of the run.
     """
-    rows = dataset if isinstance(dataset, ImageRows) else ImageRows(dataset)
+    rows = dataset if isinstance(dataset, ImageRows) else ImageRows(dataset, config.task)
     plan = make_plan(rows, config, output_dir, model_fingerprint, dtype)
     shards = plan.missing(shard_index, num_shards, retry_failed)
     make_shards(plan, shards, config, rows, sampler, show_progress)
