@@ -5,16 +5,14 @@ import json
 import re
 
 import pytest
-import torch
 import yaml
 from datasets import Dataset, concatenate_datasets
 from test_accelerate_configs import launch
-from test_training import COMMON, ROOT, cut_off, losses, moved, recipe, train, weights
+from test_training import COMMON, ROOT, cut_off, losses, moved, train, weights
 from trl import SFTConfig
 
-from sicog_trl.collators import ImageInEveryBatch
 from sicog_trl.data import MESSAGES, load, save
-from sicog_trl.training import BatchConfig, ResumableDPOTrainer, ResumableSFTTrainer, set_accumulation
+from sicog_trl.training import BatchConfig, set_accumulation
 
 
 def texts(number: int, **sides: str) -> Dataset:
@@ -108,35 +106,6 @@ def test_texts_without_images_train_alone_and_among_others(tmp_path, mixture, di
     save(concatenate_datasets([data, pairs.select_columns(data.column_names)]), tmp_path / "pairs", "train")
     settings = {"model_name_or_path": str(digits_model), "dataset_name": str(tmp_path / "pairs")}
     train("dpo", **settings, output_dir=str(tmp_path / "dpo"), max_steps=3, per_device_train_batch_size=2)
-
-
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_a_blank_image_behind_a_text_changes_no_loss_and_no_gradient(tmp_path, kind, digits_model, digits_world):
-    sides = {"completion": "three"} if kind == "sft" else {"chosen": "three", "rejected": "a blue four"}
-    trainer_class, config = (ResumableSFTTrainer, "SFTConfig") if kind == "sft" else (ResumableDPOTrainer, "DPOConfig")
-    data = texts(3, **sides)
-    data = data.add_column("images", [[]] * 3, feature=load(str(digits_world / "preference")).features["images"])
-    args = getattr(recipe(kind), config)(str(tmp_path), use_cpu=True, bf16=False, activation_checkpointing=False)
-    trainer = trainer_class(str(digits_model), args=args, train_dataset=data)
-    plain = trainer.plain_collator
-    blank = ImageInEveryBatch(plain, trainer.processing_class, trainer.processing_class.tokenizer.pad_token_id)
-
-    def learned(collator) -> tuple[float, dict[str, torch.Tensor | None]]:
-        trainer.model.zero_grad()
-        batch = collator([dict(row) for row in data])
-        loss = trainer.compute_loss(trainer.model, batch)
-        loss.backward()
-        return loss.item(), {name: p.grad for name, p in trainer.model.named_parameters()}
-
-    expected, without = learned(plain)
-    found, gradients = learned(blank)
-    assert found == pytest.approx(expected, abs=1e-6)
-    reached = [name for name in without if without[name] is None and gradients[name] is not None]
-    assert any("vision_tower" in name for name in reached) and any("projector" in name for name in reached)
-    assert not any(gradients[name].any() for name in reached)
-    for name, gradient in without.items():
-        if gradient is not None:
-            assert torch.allclose(gradient, gradients[name], atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "mixed"), [("sft", False), ("sft", True), ("dpo", False)])

@@ -149,7 +149,8 @@ def _parts(processor: ProcessorMixin, row: dict[str, Any], images: int) -> list[
     """Render what is tokenized apart: the messages, or the prompt and each completion."""
     row = {name: value for name, value in row.items() if value is not None}
     if "messages" in row:
-        return [processor.apply_chat_template(prepare_multimodal_messages(row["messages"], images=[None] * images))]
+        messages = prepare_multimodal_messages(row["messages"], images=[None] * images)
+        return [processor.apply_chat_template(messages, tokenize=False)]
     names = [name for name in ("prompt", "completion", "chosen", "rejected") if name in row]
     if is_conversational(row):
         rendered = {name: prepare_multimodal_messages(row[name]) for name in names[1:]}
