@@ -97,6 +97,7 @@ def test_preference_training_with_lora_starts_from_its_own_reference(
     train("dpo", **settings, output_dir=str(folders[1]), max_steps=3, save_steps=1)
     assert losses(folders[1], 3) == losses(folders[0], 3)
     assert not difference(*folders)
+    assert not list(folders[0].rglob("ref"))
 
 
 def test_an_adapter_that_cannot_go_on_says_why(tmp_path, cognition, stage1):
@@ -105,6 +106,8 @@ def test_an_adapter_that_cannot_go_on_says_why(tmp_path, cognition, stage1):
         train("sft", **settings)
     with pytest.raises(ValueError, match=r"lora_r is 4 in the adapter .* and 16 here"):
         train("sft", **settings, **{**LORA, **PROJECTOR, "lora_r": 16})
+    with pytest.raises(ValueError, match=r"lora_target_modules is .* in the adapter .* and .'q_proj', 'v_proj'. here"):
+        train("sft", **settings, **{**LORA, **PROJECTOR, "lora_target_modules": ["q_proj", "v_proj"]})
     with pytest.raises(ValueError, match=r"lora_modules_to_save is .'multi_modal_projector'. in the adapter"):
         train("sft", **settings, **LORA)
 

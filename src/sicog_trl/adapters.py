@@ -16,6 +16,8 @@ _LORA = {
     "lora_r": "r",
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
     "lora_modules_to_save": "modules_to_save",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
@@ -67,8 +69,15 @@ def _refuse_other_lora(model_args: ModelConfig, config: Any, folder: str) -> Non
     """Refuse LoRA options that the adapter does not have: it is what it is, they would be ignored."""
     for option, name in _LORA.items():
         wanted, found = getattr(model_args, option), getattr(config, name)
-        if sorted(wanted or []) != sorted(found or []) if isinstance(wanted or found, list) else wanted != found:
+        if option == "lora_target_modules" and wanted in (None, "all-linear"):
+            continue  # PEFT wrote down what that meant for this model
+        if _plain(wanted) != _plain(found):
             raise ValueError(
                 f"{option} is {found!r} in the adapter {folder} and {wanted!r} here. An adapter that goes on training "
                 f"keeps its form: set {option}: {found!r}, or merge the adapter first and start a new one"
             )
+
+
+def _plain(value: Any) -> Any:
+    """Return several names in order, and none of them as `None`."""
+    return sorted(value) or None if isinstance(value, (list, set)) else value
