@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_models import BUILDERS, build
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from trl import TrlParser
 
 from sicog_trl.checkpoints import load_for_generation, placeholders, prepare_for_generation
@@ -28,6 +28,11 @@ ARCHITECTURES = pytest.mark.parametrize("name", BUILDERS)
 LENGTH = 12
 # One scene of 32 pixels; see the builders for where the numbers come from.
 IMAGE_TOKENS = {"llava": 16, "llava_next": 36, "idefics3": 20, "qwen2_5_vl": 4, "qwen3_vl": 4, "gemma3": 4}
+# Built without weights: only where they keep their parts is looked at.
+OTHERS = (
+    "qwen2_vl qwen3_5 paligemma internvl llava_onevision smolvlm mistral3 gemma4 granite_docling paddleocr_vl "
+    "lighton_ocr deepseek_vl ovis2 kimi_k25 ernie4_5_vl_moe glm4v mllama video_llama_3"
+).split()
 # Two steps see all eight rows. A high learning rate moves every parameter by more than rounding.
 TRAINING = {
     "max_length": None,
@@ -112,6 +117,15 @@ def test_every_parameter_belongs_to_a_part(name, stages):
     found = {part: len(owned) for part, owned in weights(stages.base(name)).items()}
     assert found.pop("other") == 0
     assert found.keys() == PARTS.keys() and all(found.values())
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_the_parts_of_other_architectures_are_found(model_type):
+    vision = {"vision_config": {}} if model_type == "gemma4" else {}  # it has none unless asked
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **vision))
+    found = {part: len(owned) for part, owned in parts(model).items()}
+    assert found.pop("other") == 0 and all(found.values())
 
 
 @ARCHITECTURES

@@ -37,19 +37,20 @@ def preview(trainer: Any) -> str:
         `ValueError`: if `max_length` cuts off all that a row has to teach.
     """
     batch = trainer.plain_collator([read_row(trainer.train_dataset, 0)])
-    # of the model, not of the processor: that of Gemma 3 names the mark in the text, for which many tokens are put in
-    image_token = trainer.model.config.image_token_id
+    # the model first: the processor of Gemma 3 names the mark in the text, for which many other tokens are put in
+    processor = trainer.processing_class
+    image_token = getattr(trainer.model.config, "image_token_id", None) or getattr(processor, "image_token_id", None)
     learned = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
     names = ("chosen", "rejected") if len(learned) == 2 else ("example",)
     lines = []
     for name, ids, seen, loss in zip(names, batch["input_ids"], batch["attention_mask"], learned, strict=True):
         ids, loss = ids[seen == 1].tolist(), loss[seen == 1].tolist()
-        lines += [f"{name}:", _marked(trainer.processing_class.tokenizer, ids, loss, image_token)]
+        lines += [f"{name}:", _marked(processor.tokenizer, ids, loss, image_token)]
         lines.append(f"[{len(ids)} tokens, {ids.count(image_token)} of images, {sum(loss)} with loss, in ⟦ ⟧]")
     return "\n".join([*lines, _cuts(trainer)])
 
 
-def _marked(tokenizer: Any, ids: list[int], loss: list[bool], image_token: int) -> str:
+def _marked(tokenizer: Any, ids: list[int], loss: list[bool], image_token: int | None) -> str:
     """Decode `ids`, with marks around what carries loss and runs of image tokens as their number."""
     shown = []
     for learned, run in groupby(zip(ids, loss, strict=True), key=lambda token: token[1]):
