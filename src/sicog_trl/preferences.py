@@ -125,7 +125,7 @@ def make_pairs(
         batches = with_ranked(chosen, verdicts)
     settings_file = Path(output_dir, "settings.json")
     if settings_file.exists():
-        claim(settings_file, settings)
+        claim(settings_file, settings)  # another run is refused at once
     tally = _Tally()
     with ExitStack() as stack:
         pairs = stack.enter_context(writing(output_dir, "preference", PREFERENCE_FEATURES.arrow_schema))
