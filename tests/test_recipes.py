@@ -59,9 +59,42 @@ def test_recipes_stay_thin_and_say_how_they_are_launched(recipe):
     assert f"{recipe.relative_to(ROOT)} --" in text.split('"""')[1]
 
 
-def test_every_command_of_the_readmes_names_files_that_exist():
-    for readme in (ROOT / "README.md", ROOT / "recipes" / "README.md"):
-        for name in re.findall(
-            r"(?:recipes|accelerate_configs|benchmarks)/[\w/]+\.(?:py|yaml|md)", readme.read_text()
-        ):
-            assert (ROOT / name).exists(), f"{readme.name} names {name}"
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
+MODEL_FOLDERS = sorted(path.parent for path in ROOT.glob("recipes/sicog/*/self_improve.yaml"))
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_of_the_readmes_names_files_that_exist(readme):
+    for name in re.findall(r"(?:recipes|accelerate_configs|benchmarks)/[\w/]+\.(?:py|yaml|md)", readme.read_text()):
+        assert (ROOT / name).exists(), f"{readme.name} names {name}"
+
+
+@pytest.mark.parametrize("folder", MODEL_FOLDERS, ids=lambda path: path.name)
+def test_the_steps_of_a_model_name_the_recipe_of_their_yaml(folder):
+    steps = re.findall(r"^ *run +(\w+) +(\w+) +(\w+)", (folder / "README.md").read_text(), re.MULTILINE)
+    launched = {path.stem: LAUNCH.search(path.read_text())[1] for path in folder.glob("*.yaml")}
+    for hardware, recipe, name in steps:
+        assert (ROOT / "accelerate_configs" / f"{hardware}.yaml").exists()
+        assert launched[name] == f"recipes/{recipe}.py"
+    assert len({name for _, _, name in steps}) >= len(launched) - 2  # options in prose, and the whole line
+
+
+def paths(value) -> set[str]:
+    """Every path of a run that stands in a YAML."""
+    if isinstance(value, str):
+        return {value} if value.startswith("runs/") else set()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return set().union(*map(paths, parts))
+
+
+@pytest.mark.parametrize("folder", MODEL_FOLDERS, ids=lambda path: path.name)
+def test_the_stages_of_a_model_read_what_others_write(folder):
+    common = list(folder.parent.glob("*.yaml"))
+    made = {yaml.safe_load(path.read_text())["output_dir"] for path in [*common, *folder.glob("*.yaml")]}
+    for readme in (folder / "README.md", folder.parent / "README.md"):
+        made |= set(re.findall(r'(?:--output_dir |join |folder = ")(runs/[\w/]+)', readme.read_text()))
+    for path in folder.glob("*.yaml"):
+        read = paths({key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "output_dir"})
+        parts = ("perception", "reasoning", "cognition")
+        read = {name.replace("$part", part) for name in read for part in parts}
+        assert read <= made, f"{path.name} reads {sorted(read - made)}, which nothing writes"
