@@ -1,6 +1,8 @@
 """The same recipes on six architectures: SFT, DPO, candidates, scores, each from what the one before has written."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import math
 import shutil
@@ -62,6 +64,7 @@ class Stages:
 
     def __init__(self, folder: Path, world: Path):
         self.folder, self.development = folder, world / "development"
+        self.shown: dict[str, str] = {}  # by SFT
         self.base = cache(lambda name: build(name, folder / name / "base"))
         self.sft, self.dpo, self.candidates = cache(self._sft), cache(self._dpo), cache(self._candidates)
         self.annotated = self._rows(world, "annotated", "cognition", text=3, two=6)
@@ -81,8 +84,10 @@ class Stages:
         return {**TRAINING, **model, "save_steps": 1}
 
     def _sft(self, name: str) -> Path:
-        settings = self.sft_settings(name)
-        run("sft", **settings, freeze_vision_tower=True, output_dir=str(self.folder / name / "sft"))
+        settings = {**self.sft_settings(name), "freeze_vision_tower": True}
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            run("sft", **settings, output_dir=str(self.folder / name / "sft"))
+        self.shown[name] = shown.getvalue()
         return self.folder / name / "sft"
 
     def _dpo(self, name: str) -> Path:
@@ -129,9 +134,9 @@ def test_the_parts_of_other_architectures_are_found(model_type):
 
 
 @ARCHITECTURES
-def test_sft_shows_what_the_model_sees_and_moves_what_trains(name, stages, capsys):
+def test_sft_shows_what_the_model_sees_and_moves_what_trains(name, stages):
     folder = stages.sft(name)
-    assert f" tokens, {IMAGE_TOKENS[name]} of images, " in capsys.readouterr().out
+    assert f" tokens, {IMAGE_TOKENS[name]} of images, " in stages.shown[name]
     changed = moved(stages.base(name), folder)
     assert changed["vision_tower"] == 0
     assert changed["multi_modal_projector"] > 0 and changed["language_model"] > 0
