@@ -5,6 +5,7 @@ accelerate launch recipes/curate.py --config recipes/digits/curate.yaml
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import torch
 from accelerate import PartialState
 from trl import TrlParser
 
-from sicog_trl.curation import CurationConfig, curate
-from sicog_trl.data import load
+from sicog_trl.curation import CurationConfig, curate, load_candidates
 from sicog_trl.files import write_json
+from sicog_trl.selection import advice, overview
 
 
 @dataclass
@@ -23,20 +24,24 @@ class CurateArguments:
     Where the candidates are and where the dataset goes.
 
     Args:
-        dataset_name (`str`):
-            Candidates: Hub id or artefact folder.
+        dataset_name (`str` or `list[str]`):
+            Candidates: Hub ids or artefact folders; several if a perception and a reasoning model wrote them apart.
         output_dir (`str`):
-            Artefact folder; splits `curated` and `dropped`.
+            Artefact folder; splits `curated`, `dropped` and, if asked for, `multi_turn`.
         dataset_config (`str`, *optional*):
             Configuration of a Hub dataset.
         dataset_split (`str`, *optional*, defaults to `"candidates"`):
             Split of the candidates.
     """
 
-    dataset_name: str = field(metadata={"help": "Candidates: Hub id or artefact folder."})
+    dataset_name: list[str] = field(metadata={"help": "Candidates: Hub ids or artefact folders."})
     output_dir: str = field(metadata={"help": "Artefact folder; splits `curated` and `dropped`."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="candidates", metadata={"help": "Split of the candidates."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset_name, str):  # YAML may give one name without a list
+            self.dataset_name = [self.dataset_name]
 
 
 ARGUMENTS = (CurateArguments, CurationConfig)
@@ -46,10 +51,13 @@ def main(args: CurateArguments, curation_args: CurationConfig) -> None:
     """Load the candidates, curate, summarise; one process does it all."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process:
-        candidates = load(args.dataset_name, args.dataset_config, args.dataset_split)
+        candidates = load_candidates(args.dataset_name, args.dataset_config, args.dataset_split)
         summary = curate(candidates, curation_args, args.output_dir)
         write_json(Path(args.output_dir, "summary.json"), summary)
+        print(overview(summary))
         print(json.dumps(summary))
+        if warning := advice(summary):
+            print(warning, file=sys.stderr)
     state.wait_for_everyone()
 
 

@@ -2,86 +2,35 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from curating import (
+    ACCURACY,
+    BLUE,
+    FIVE,
+    GARBAGE,
+    RED,
+    answered,
+    completions,
+    described,
+    ids,
+    looked,
+    reasoned,
+    row,
+    said,
+    table,
+)
 from datasets import Dataset
-from scipy.sparse import csr_matrix
 from trl.data_utils import is_conversational
 
 from sicog_trl import curation
 from sicog_trl.curation import CurationConfig, curate
-from sicog_trl.data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, load, split_file
+from sicog_trl.data import CURATED_FEATURES, DROPPED_FEATURES, load, split_file
 from sicog_trl.files import AnotherRunError
 from sicog_trl.prompts import prompt_for
-from sicog_trl.responses import build_steps
-from sicog_trl.similarity import (
-    decisive_words,
-    embedder,
-    fault_of,
-    mean_similarity_to_others,
-    self_consistency,
-)
-
-
-GARBAGE = {"bytes": b"this is no image", "path": None}
-ACCURACY = "sicog_trl.digits.object_accuracy"
-RED = "One digit on a dark background: a red three at the top left."
-BLUE = "One digit on a dark background: a blue three at the top left."
-FIVE = "One digit on a dark background: a red five at the top left."
-
-
-def said(text: str, mode: str, finish_reason: str = "stop", prompt: str | None = None) -> dict:
-    prompt = prompt or prompt_for(mode, "How many?" if mode in ("chain_of_thought", "direct_answer") else None)
-    tokens = len(text.split())
-    return {
-        "text": text,
-        "mode": mode,
-        "prompt": prompt,
-        "seed": 0,
-        "finish_reason": finish_reason,
-        "num_tokens": tokens,
-    }
-
-
-def described(*texts: str) -> list[dict]:
-    return [said(text, "detailed_description") for text in texts]
-
-
-def looked(description: str) -> dict:
-    return said(build_steps("chain_of_description", ["a", "b", "c", "d", description]), "chain_of_description")
-
-
-def reasoned(answer: str, why: str = "Counting.") -> dict:
-    return said(build_steps("chain_of_thought", ["Count.", "Things.", why, answer]), "chain_of_thought")
-
-
-def answered(*answers: str) -> list[dict]:
-    return [said(answer, "direct_answer") for answer in answers]
-
-
-def row(row_id: str, candidates: list[dict], answer: str | None = None, **changes) -> dict:
-    modes = {candidate["mode"] for candidate in candidates}
-    task = "reasoning" if modes & {"chain_of_thought", "direct_answer"} else "description"
-    question = "How many?" if task == "reasoning" else None
-    base = {"id": row_id, "images": [GARBAGE], "question": question, "answer": answer, "task": task, "error": None}
-    return {**base, "candidates": candidates, **changes}
-
-
-def table(*rows: dict) -> Dataset:
-    return Dataset.from_list(list(rows), features=CANDIDATES_FEATURES)
-
-
-def ids(folder: Path, split: str) -> list[str]:
-    return load(str(folder), split=split)["id"][:]
-
-
-def completions(folder: Path) -> dict[str, str]:
-    rows = load(str(folder), split="curated").select_columns(["id", "completion"])
-    return {row["id"]: row["completion"][0]["content"] for row in rows}
 
 
 @pytest.fixture
@@ -99,88 +48,6 @@ def mixed() -> Dataset:
         row("majority", [reasoned("8"), reasoned("7", "Other."), *answered("Seven")], answer="7"),
         row("split", answered("1", "2", "3"), answer="3"),
     )
-
-
-# Scores --------------------------------------------------------------------------------------------------------------
-
-
-def test_score_is_the_mean_over_the_others_by_hand():
-    """Design §5: the released code averages the similarity to itself in, s_paper = (1 + (n - 1) s) / n."""
-    vectors = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-    scores = mean_similarity_to_others(csr_matrix(vectors))
-    assert scores == pytest.approx([(0.6 + 0.0) / 2, (0.6 + 0.8) / 2, (0.0 + 0.8) / 2])
-    paper = (vectors @ vectors.T).mean(axis=1)
-    assert paper == pytest.approx((1 + 2 * scores) / 3)
-    allowed = np.array([[True, False, True], [False, True, True], [True, True, True]])
-    assert mean_similarity_to_others(csr_matrix(vectors), allowed) == pytest.approx([0, 0.4, 0.4])
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 8])
-def test_agreement_does_not_depend_on_the_number_of_candidates(count):
-    embed = embedder("word_ngram")
-    assert self_consistency(described(*[RED] * count), "description", embed) == pytest.approx([1.0] * count)
-    assert self_consistency(answered(*["7"] * count), "reasoning", embed) == pytest.approx([1.0] * count)
-
-
-def test_one_candidate_agrees_with_nobody():
-    assert self_consistency(described(RED), "description", embedder("word_ngram")) == [0.0]
-
-
-@pytest.mark.parametrize("similarity", ["word_ngram", "char_ngram"])
-def test_vectors_have_length_one_and_order_counts(similarity):
-    embed = embedder(similarity)
-    vectors = embed([RED, BLUE, "x", ""])
-    lengths = np.sqrt(vectors.multiply(vectors).sum(axis=1)).A1
-    assert lengths == pytest.approx([1, 1, 1, 0])
-    if similarity == "word_ngram":
-        pair = embed(["a red three and a blue seven", "a blue three and a red seven"])
-        assert (pair @ pair.T)[0, 1] < 0.8  # the same words in another order
-    with pytest.raises(ValueError, match="unknown similarity 'minilm'"):
-        embedder("minilm")
-
-
-def test_captions_are_compared_by_their_last_part():
-    candidates = [looked(RED), *described(RED)]
-    assert self_consistency(candidates, "description", embedder("word_ngram")) == pytest.approx([1, 1])
-
-
-def test_answers_are_a_majority_vote():
-    candidates = [reasoned("7", "One way."), reasoned("Seven.", "Another."), *answered("8", "7.0")]
-    assert self_consistency(candidates, "reasoning", embedder("word_ngram")) == pytest.approx([2 / 3, 2 / 3, 0, 2 / 3])
-
-
-def test_broken_candidates_lower_the_scores_of_the_rest():
-    candidates = [*described(RED, RED, " "), said(RED, "detailed_description", "length")]
-    assert self_consistency(candidates, "description", embedder("word_ngram")) == pytest.approx([1 / 3, 1 / 3, 0, 0])
-
-
-def test_veto_separates_what_vectors_confuse():
-    embed = embedder("word_ngram")
-    pair = described(RED, BLUE)
-    assert self_consistency(pair, "description", embed, veto=True) == [0, 0]
-    assert min(self_consistency(pair, "description", embed, veto=False)) > 0.5
-    same = described("A red three.", "A large red three.")
-    assert min(self_consistency(same, "description", embed, veto=True)) > 0.2
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("Two red birds, not three; 1,5 m left.", ("two", "red", "not", "three", "1,5", "left")),
-        ("It isn't there.", ("isn't",)),
-        ("Reduced topics, bright leftovers", ()),
-        ("7. 12.5", ("7", "12.5")),
-    ],
-)
-def test_decisive_words(text, words):
-    assert decisive_words(text) == words
-
-
-def test_faults():
-    assert fault_of(said(" \n", "short_caption")) == "empty"
-    assert fault_of(said("x", "short_caption", "length")) == "truncated"
-    assert fault_of(said("x", "chain_of_thought")) == "incomplete"
-    assert fault_of(reasoned("7")) is None
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -244,13 +111,13 @@ def test_keep_is_a_share_of_each_task(tmp_path):
     assert ids(tmp_path, "curated") == ["d0", "d4", "r3", "r4"]
     assert summary["kept"] == 4
     assert summary["dropped"] == {"inconsistent": 6}
-    whole = curate(table(*rows), CurationConfig(keep=1.0), tmp_path / "whole")
+    whole = curate(table(*rows), CurationConfig(keep=1.0, min_consistency=None), tmp_path / "whole")
     assert whole["kept"] == 10
 
 
 def test_broken_rows_count_into_the_share(mixed, tmp_path):
     # 7 descriptions and 3 questions: a share of 0.4 is 3 and 1 rows, though only 3 and 3 can be chosen.
-    curate(mixed, CurationConfig(keep=0.4), tmp_path)
+    curate(mixed, CurationConfig(keep=0.4, min_consistency=None), tmp_path)
     assert ids(tmp_path, "curated") == ["agree", "two-of-three", "quarrel", "sure"]
 
 
@@ -320,7 +187,7 @@ def test_ablations_keep_as_many_rows_as_self_consistency_would(mixed, tmp_path):
 
 
 def test_oracle_trains_on_the_truth(tmp_path):
-    rows = [row("d", described(BLUE, BLUE), answer=RED), row("r", [reasoned("8")], answer="7")]
+    rows = [row("d", described(BLUE, BLUE), answer=RED), row("r", [reasoned("8"), reasoned("8")], answer="7")]
     summary = curate(table(*rows), CurationConfig(strategy="oracle", description_accuracy=ACCURACY), tmp_path)
     found = {row["id"]: row for row in load(str(tmp_path), split="curated").remove_columns("images")}
     assert found["d"]["completion"][0]["content"] == RED
@@ -410,7 +277,7 @@ def test_law_5_nothing_kept_is_still_an_artefact(tmp_path):
 
 def test_unusable_input_is_refused(mixed, tmp_path):
     settings = CurationConfig()
-    with pytest.raises(ValueError, match="the candidates have no column 'candidates'"):
+    with pytest.raises(ValueError, match="the candidates: there is no column 'candidates'"):
         curate(mixed.remove_columns("candidates"), settings, tmp_path)
     with pytest.raises(ValueError, match="the id 'twice' stands in 2 rows"):
         curate(table(*[row("twice", described(RED, RED))] * 2), settings, tmp_path)

@@ -5,40 +5,29 @@ final answer, and keeps the whole winning candidate. Two passes, neither of whic
 the rows in batches, the second writes the kept and the dropped ones.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, Features
+from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
 
-from .data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, writing
-from .files import claim, replacing, write_text
-from .prompts import prompt_for
-from .responses import final_part, normalize_answer
-from .similarity import embedder, fault_of, self_consistency
+from .candidate_columns import Batch, Fingerprint, read_batch
+from .curated_files import CurationWriter
+from .data import CANDIDATES_FEATURES, load
+from .embedding import Embed, embedder
+from .files import claim
+from .label_quality import grade, mean_accuracy, resolve
+from .prompts import STEPS, TASKS
+from .selection import STRATEGIES, Verdict, chains_needed, choose, parse_threshold, select_rows
+from .similarity import coarse_fault, read_candidate, score_rows
 
 
-STRATEGIES = ("self_consistency", "random", "first", "longest", "oracle")
-TRUTH_MODES = {"description": "detailed_description", "reasoning": "direct_answer"}
 _BATCH = 1000  # rows
-# `datasets.load_dataset` wants the same columns in all splits of a configuration.
-_CARD = """\
----
-configs:
-- config_name: curated
-  default: true
-  data_files: [{split: curated, path: data/curated-*}]
-- config_name: dropped
-  data_files: [{split: dropped, path: data/dropped-*}]
----
-"""
+_TEXT_COLUMNS = [name for name in CANDIDATES_FEATURES if name != "images"]
 
 
 @dataclass
@@ -49,15 +38,26 @@ class CurationConfig:
     Args:
         strategy (`str`, *optional*, defaults to `"self_consistency"`):
             How the candidate of a row is chosen, and which rows are best: `"self_consistency"`, or for ablations
-            `"random"`, `"first"`, `"longest"`, and `"oracle"`, which trains on the column `answer`.
+            `"random"`, `"first"`, `"longest"`, `"likelihood"` (of the model that wrote it; candidates made with
+            `--logprobs true`), and `"oracle"`, which trains on the column `answer`.
         similarity (`str`, *optional*, defaults to `"word_ngram"`):
-            How texts are compared: `"word_ngram"` or `"char_ngram"`.
+            How texts are compared: `"word_ngram"`, `"char_ngram"`, or the id or folder of a sentence-transformers
+            model.
+        similarity_batch_size (`int`, *optional*, defaults to 32):
+            Texts that a sentence-transformers model reads at once.
         veto (`bool`, *optional*, defaults to `True`):
-            Texts that differ in numbers, colours, negations or spatial words disagree, whatever their similarity.
-        min_consistency (`float`, *optional*):
-            Rows whose winner scores less are dropped as `inconsistent`. The other strategies keep as many rows.
+            Sentences that differ in numbers, colours, negations or spatial words disagree, whatever their similarity;
+            paragraphs disagree by their share of such words that contradict each other.
+        min_consistency (`float` or `str`, *optional*, defaults to `"q0.25"`):
+            Rows whose winner scores less are dropped as `inconsistent`: a score in [0, 1], or a quantile of the
+            winners' scores of each task; with `"q0.25"` the best three quarters stay. The other strategies keep as
+            many rows.
         keep (`float`, *optional*):
-            Share of the rows of each task to keep, the most consistent first.
+            Share of the rows of each task to keep, the most consistent first. A row must pass both this and
+            `min_consistency`.
+        multi_turn_min_consistency (`float` or `str`, *optional*):
+            Kept chains that score at least this much, or belong to the best by this quantile of the kept chains of
+            their task, are also written as conversations, a turn per step, into the split `multi_turn`.
         description_accuracy (`str`, *optional*):
             Function `module.name` of a description and the true one that measures the quality of description labels
             where `answer` holds the truth. It only measures.
@@ -69,9 +69,16 @@ class CurationConfig:
         default="self_consistency", metadata={"help": "How a candidate is chosen.", "choices": STRATEGIES}
     )
     similarity: str = field(default="word_ngram", metadata={"help": "How texts are compared."})
+    similarity_batch_size: int = field(default=32, metadata={"help": "Texts a sentence-transformers model reads."})
     veto: bool = field(default=True, metadata={"help": "Differing numbers, colours, negations, places disagree."})
-    min_consistency: float | None = field(default=None, metadata={"help": "Drop rows whose winner scores less."})
+    # The paper keeps 213K rows of about 283K (117,983 images and 164,785 questions): three quarters.
+    min_consistency: str | None = field(
+        default="q0.25", metadata={"help": "Drop rows whose winner scores less: 0.75, or a quantile such as q0.25."}
+    )
     keep: float | None = field(default=None, metadata={"help": "Share of the rows of each task to keep."})
+    multi_turn_min_consistency: str | None = field(
+        default=None, metadata={"help": "Tell chains that score as much in turns as well: 0.9, or q0.5."}
+    )
     description_accuracy: str | None = field(default=None, metadata={"help": "Function that measures label quality."})
     curation_seed: int = field(default=0, metadata={"help": "Seed of the strategy `random`."})
 
@@ -80,43 +87,45 @@ class CurationConfig:
             raise ValueError(f"unknown strategy {self.strategy!r}; choose one of {', '.join(STRATEGIES)}")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise ValueError(f"keep is a share in (0, 1], got {self.keep}")
+        if self.similarity_batch_size < 1:
+            raise ValueError(f"similarity_batch_size is at least 1, got {self.similarity_batch_size}")
+        for name in ("min_consistency", "multi_turn_min_consistency"):
+            setattr(self, name, parse_threshold(name, getattr(self, name)))
 
 
-@dataclass
-class Verdict:
+def load_candidates(names: list[str], config: str | None = None, split: str = "candidates") -> Dataset:
     """
-    What curation thinks of a row.
+    Load the candidates of several artefacts as one dataset.
 
     Args:
-        id, task (`str`):
-            The row.
-        scores (`list[float]`):
-            Consistency of each candidate.
-        winner (`int`):
-            Index of the chosen candidate; -1 if there is none.
-        reason (`str` or `None`):
-            Why the row is dropped; `None` if it is kept.
-        accuracy_before, accuracy_after (`float` or `None`):
-            Mean accuracy of the candidates, and of the winner, where the truth is known.
+        names (`list[str]`):
+            Folders or Hub ids, such as those of a perception and of a reasoning model.
+        config (`str`, *optional*):
+            Configuration of Hub datasets.
+        split (`str`, *optional*, defaults to `"candidates"`):
+            Name of the split.
+
+    Raises:
+        `ValueError`: if two of them, or one of them twice, have a row of the same id.
     """
-
-    id: str
-    task: str
-    scores: list[float]
-    winner: int
-    reason: str | None = None
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-
-    @property
-    def consistency(self) -> float:
-        """Consistency of the winner."""
-        return self.scores[self.winner] if self.winner >= 0 else 0.0
+    parts, home = [], {}
+    for name in names:
+        part = load(name, config, split)
+        _check_columns(part, name)
+        for row_id in part.select_columns("id")["id"]:
+            if home.setdefault(row_id, name) is not name:
+                raise ValueError(
+                    f"the id {row_id!r} stands in {home[row_id]} and in {name}; ids must be unique over all candidates"
+                )
+        parts.append(part.select_columns(list(CANDIDATES_FEATURES)))
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
-def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) -> dict[str, Any]:
+def curate(
+    candidates: Dataset, config: CurationConfig, output_dir: str | Path, embed: Embed | None = None
+) -> dict[str, Any]:
     """
-    Choose a candidate per row, choose rows, and write the splits `curated` and `dropped`.
+    Choose a candidate per row, choose rows, and write the splits `curated`, `dropped` and, if asked, `multi_turn`.
 
     Args:
         candidates (`datasets.Dataset`):
@@ -126,47 +135,50 @@ def curate(candidates: Dataset, config: CurationConfig, output_dir: str | Path) 
         output_dir (`str` or `Path`):
             Artefact folder. `scores.parquet` beside the splits holds the score of every candidate; `README.md` makes
             `load_dataset(output_dir, split="curated")` and `load_dataset(output_dir, "dropped", split="dropped")`
-            work.
+            work, of splits that have rows.
+        embed (`Callable`, *optional*):
+            Turns texts into vectors, instead of `similarity`; `similarity` should say which.
 
     Returns:
-        `dict[str, Any]`: counts (`rows_in`, `kept`, `dropped` by reason), label accuracy before and after, and the
-        health of the kept texts (`mean_consistency`, `mean_length` in words, `distinct_texts`).
+        `dict[str, Any]`: counts (`rows_in`, `kept`, `dropped` by reason, `candidate_faults` by what is wrong in
+        detail, `headings_normalized`, `multi_turn`), the `score_needed` per task, label accuracy before and after, and
+        the health of the kept texts (`mean_consistency`, `mean_length` in words, `distinct_texts`).
     """
     _check(candidates)
-    text_only = candidates.select_columns([name for name in candidates.column_names if name != "images"])
-    verdicts = [verdict for batch in text_only.iter(_BATCH) for verdict in _judge(_rows(batch), config)]
-    _select_rows(verdicts, config)
+    candidates = candidates.select_columns(list(CANDIDATES_FEATURES))
+    embed = embed or embedder(config.similarity, config.similarity_batch_size)
+    fingerprint, faults = Fingerprint(), Counter()
+    verdicts = list(_judge_all(candidates.select_columns(_TEXT_COLUMNS), config, embed, fingerprint, faults))
+    needed = select_rows(verdicts, config.strategy, config.min_consistency, config.keep, config.curation_seed)
     # Not before: what fails above leaves no trace that would refuse the next try.
-    claim(Path(output_dir, "settings.json"), {"candidates": _fingerprint(text_only), **vars(config)})
-    kept = [i for i, verdict in enumerate(verdicts) if verdict.reason is None]
-    dropped = [i for i, verdict in enumerate(verdicts) if verdict.reason is not None]
-    health = _write(candidates, kept, verdicts, _curated, CURATED_FEATURES, output_dir, "curated", config)
-    _write(candidates, dropped, verdicts, _dropped, DROPPED_FEATURES, output_dir, "dropped", config)
-    write_text(Path(output_dir, "README.md"), _CARD)
-    with replacing(Path(output_dir, "scores.parquet")) as unfinished:
-        pq.write_table(pa.Table.from_pylist([vars(verdict) for verdict in verdicts]), unfinished)
+    settings = {name: value for name, value in vars(config).items() if name != "similarity_batch_size"}
+    claim(Path(output_dir, "settings.json"), {"candidates": fingerprint.hexdigest(), **settings})
+    threshold = config.multi_turn_min_consistency
+    in_turns = None if threshold is None else chains_needed(verdicts, threshold)
+    health = CurationWriter(verdicts, config.strategy == "oracle", in_turns).write(candidates, output_dir)
+    kept = [verdict for verdict in verdicts if verdict.reason is None]
     return {
         "rows_in": len(verdicts),
         "kept": len(kept),
-        "dropped": dict(sorted(Counter(verdicts[i].reason for i in dropped).items())),
-        "label_accuracy_before": _accuracy(verdicts, "accuracy_before"),
-        "label_accuracy_after": _accuracy([verdicts[i] for i in kept], "accuracy_after"),
-        "mean_consistency": float(np.mean([verdicts[i].consistency for i in kept])) if kept else None,
+        "dropped": dict(sorted(Counter(verdict.reason for verdict in verdicts if verdict.reason).items())),
+        "candidate_faults": dict(sorted(faults.items())),
+        "score_needed": needed,
+        "texts_longer_than_similarity_reads": getattr(embed, "num_cut", 0),
+        "label_accuracy_before": mean_accuracy(verdicts, "accuracy_before"),
+        "label_accuracy_after": mean_accuracy(kept, "accuracy_after"),
+        "mean_consistency": float(np.mean([verdict.consistency for verdict in kept])) if kept else None,
         **health,
     }
 
 
-def _fingerprint(text_only: Dataset) -> str:
-    digest = hashlib.sha256()
-    for batch in text_only.with_format("arrow").iter(_BATCH):
-        digest.update(repr(batch.to_pydict()).encode())
-    return f"sha256:{digest.hexdigest()[:16]}"
+def _check_columns(candidates: Dataset, name: str) -> None:
+    if missing := [column for column in CANDIDATES_FEATURES if column not in candidates.column_names]:
+        raise ValueError(f"{name}: there is no column {missing[0]!r}, only {candidates.column_names}")
 
 
 def _check(candidates: Dataset) -> None:
     """Refuse candidates that lack a column, or that name a row twice."""
-    if missing := [name for name in CANDIDATES_FEATURES if name not in candidates.column_names]:
-        raise ValueError(f"the candidates have no column {missing[0]!r}; they have {candidates.column_names}")
+    _check_columns(candidates, "the candidates")
     if not len(candidates):
         raise ValueError("the candidates have no rows; there is nothing to curate")
     ids = Counter(candidates.select_columns("id")["id"])
@@ -174,151 +186,53 @@ def _check(candidates: Dataset) -> None:
         raise ValueError(f"the id {twice[0]!r} stands in {ids[twice[0]]} rows of the candidates; ids must be unique")
 
 
-def _rows(batch: dict[str, list]) -> Iterator[dict[str, Any]]:
-    for values in zip(*batch.values(), strict=True):
-        yield dict(zip(batch, values, strict=True))
+def _judge_all(
+    text_only: Dataset, config: CurationConfig, embed: Embed, fingerprint: Fingerprint, faults: Counter
+) -> Iterator[Verdict]:
+    """Judge all rows, and meanwhile take the hash of what they say and count the faults of their candidates."""
+    measure = resolve(config.description_accuracy)
+    with tqdm(total=len(text_only), desc="curate", unit="row", delay=5) as bar:
+        for table in text_only.with_format("arrow").iter(_BATCH):
+            fingerprint.update(table)
+            yield from _judge(read_batch(table), config, embed, measure, faults)
+            bar.update(len(table))
 
 
-def _judge(rows: Iterator[dict[str, Any]], config: CurationConfig) -> Iterator[Verdict]:
-    embed = embedder(config.similarity)
-    measure = _resolve(config.description_accuracy)
-    for row in rows:
-        options, task = row["candidates"], row["task"]
-        scores = self_consistency(options, task, embed, config.veto)
-        verdict = Verdict(row["id"], task, scores, _choose(row, scores, config))
-        if verdict.winner < 0:
-            verdict.reason = row["error"].partition(":")[0] if row["error"] else _common_fault(options)
-        truth, grade = row["answer"], measure if task == "description" else _equal_answers
-        if truth and grade and options:
-            grades = [grade(final_part(c["text"], c["mode"]) or "", truth) for c in options]
-            verdict.accuracy_before = float(np.mean(grades))
-            if verdict.winner >= 0:
-                verdict.accuracy_after = 1.0 if config.strategy == "oracle" else grades[verdict.winner]
+def _judge(
+    rows: Batch, config: CurationConfig, embed: Embed, measure: Callable | None, faults: Counter
+) -> Iterator[Verdict]:
+    _check_names(rows)
+    spans = rows.spans()
+    read = [
+        read_candidate(*fields)
+        for fields in zip(rows.texts, rows.modes, rows.finish_reasons, rows.corruptions, strict=True)
+    ]
+    faults.update(fault for _, fault in read if fault)
+    scored = score_rows(rows.tasks, [[part for part, _ in read[a:b]] for a, b in spans], embed, config.veto)
+    for row, ((start, end), (scores, nearness)) in enumerate(zip(spans, scored, strict=True)):
+        row_id, error, truth = rows.ids[row], rows.errors[row], rows.answers[row]
+        sound = [] if error else [i for i in range(end - start) if read[start + i][1] is None]
+        if config.strategy == "oracle" and sound and not truth:
+            raise ValueError(f"row {row_id!r}: the strategy 'oracle' needs the column `answer`, which is empty")
+        texts, modes = rows.texts[start:end], rows.modes[start:end]
+        logprobs = rows.logprobs[start:end]
+        winner = choose(row_id, config.strategy, sound, scores, nearness, texts, logprobs, config.curation_seed)
+        verdict = Verdict(row_id, rows.tasks[row], scores, winner)
+        if winner < 0:
+            verdict.reason = error.partition(":")[0] if error else _common_fault(fault for _, fault in read[start:end])
+        else:
+            verdict.is_chain = bool(STEPS[modes[winner]]) and config.strategy != "oracle"
+        if truth and texts:
+            grade(verdict, texts, modes, truth, measure, config.strategy == "oracle")
         yield verdict
 
 
-def _choose(row: dict[str, Any], scores: list[float], config: CurationConfig) -> int:
-    sound = [i for i, candidate in enumerate(row["candidates"]) if not fault_of(candidate)]
-    if row["error"] or not sound:
-        return -1
-    if config.strategy == "oracle" and not row["answer"]:
-        raise ValueError(f"row {row['id']!r}: the strategy 'oracle' needs the column `answer`, which is empty")
-    if config.strategy == "longest":
-        return max(sound, key=lambda i: (len(row["candidates"][i]["text"]), -i))
-    if config.strategy == "random":
-        return sound[_draw(config, row["id"], "candidate") % len(sound)]
-    if config.strategy == "self_consistency":
-        return max(sound, key=lambda i: (scores[i], -i))
-    return sound[0]
+def _check_names(rows: Batch) -> None:
+    for names, known, what in ((rows.modes, STEPS, "mode"), (rows.tasks, TASKS, "task")):
+        if unknown := sorted(set(names) - known.keys()):
+            raise ValueError(f"the candidates name the {what} {unknown[0]!r}; known are {', '.join(known)}")
 
 
-def _draw(config: CurationConfig, row_id: str, purpose: str) -> int:
-    text = f"{config.curation_seed}|{row_id}|{purpose}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _select_rows(verdicts: list[Verdict], config: CurationConfig) -> None:
-    """
-    Mark the rows to drop as `inconsistent`, or as `not_drawn` for the other strategies, which keep as many rows of
-    each task as self-consistency would, drawn by chance.
-    """
-    for task in sorted({verdict.task for verdict in verdicts}):
-        rows = [verdict for verdict in verdicts if verdict.task == task]
-        candidates = [verdict for verdict in rows if verdict.reason is None]
-        limit = len(candidates) if config.keep is None else round(config.keep * len(rows))
-        best = [max(verdict.scores) for verdict in candidates]
-        limit = min(limit, sum(score >= (config.min_consistency or 0) for score in best))
-        if config.strategy == "self_consistency":
-            reason = "inconsistent"
-            candidates.sort(key=lambda verdict: (-verdict.consistency, verdict.id))
-        else:
-            reason = "not_drawn"
-            candidates.sort(key=lambda verdict: (_draw(config, verdict.id, "row"), verdict.id))
-        for verdict in candidates[limit:]:
-            verdict.reason = reason
-
-
-def _common_fault(candidates: list[dict]) -> str:
-    faults = Counter(fault_of(candidate) for candidate in candidates)
-    return min(faults, key=lambda fault: (-faults[fault], fault)) if faults else "empty"
-
-
-def _write(
-    candidates: Dataset,
-    indices: list[int],
-    verdicts: list[Verdict],
-    convert: Callable[[dict, Verdict, CurationConfig], dict],
-    features: Features,
-    output_dir: str | Path,
-    split: str,
-    config: CurationConfig,
-) -> dict[str, Any]:
-    """Write the rows at `indices`, image bytes untouched, and return the health of their completions."""
-    lengths: list[int] = []
-    texts: set[bytes] = set()
-    schema = features.arrow_schema
-    with writing(output_dir, split, schema) as writer:
-        for start in range(0, len(indices), _BATCH):
-            batch = indices[start : start + _BATCH]
-            table = candidates.with_format("arrow").select(batch)[:]
-            rows = table.drop_columns(["images"]).to_pylist()
-            new = [convert(row, verdicts[i], config) for row, i in zip(rows, batch, strict=True)]
-            columns = {
-                name: table["images"].cast(schema.field(name).type)
-                if name == "images"
-                else pa.array([row[name] for row in new], type=schema.field(name).type)
-                for name in features
-            }
-            writer.write_table(pa.table(columns, schema=schema))
-            for row in new:
-                if "completion" in row:
-                    lengths.append(len(row["completion"][0]["content"].split()))
-                    texts.add(hashlib.blake2b(row["completion"][0]["content"].encode(), digest_size=8).digest())
-    return {"mean_length": float(np.mean(lengths)) if lengths else None, "distinct_texts": len(texts)}
-
-
-def _curated(row: dict, verdict: Verdict, config: CurationConfig) -> dict:
-    winner = row["candidates"][verdict.winner]
-    mode, prompt, text = winner["mode"], winner["prompt"], winner["text"]
-    if config.strategy == "oracle":
-        mode, text = TRUTH_MODES[verdict.task], row["answer"]
-        prompt = prompt_for(mode, row["question"])
-    return {
-        "id": verdict.id,
-        "prompt": [{"role": "user", "content": prompt}],
-        "completion": [{"role": "assistant", "content": text}],
-        "task": verdict.task,
-        "mode": mode,
-        "consistency": verdict.consistency,
-        "num_candidates": len(row["candidates"]),
-    }
-
-
-def _dropped(row: dict, verdict: Verdict, config: CurationConfig) -> dict:
-    return {**row, "consistency": verdict.consistency, "reason": verdict.reason}
-
-
-def _equal_answers(answer: str, truth: str) -> float:
-    return float(normalize_answer(answer) == normalize_answer(truth))
-
-
-def _resolve(name: str | None) -> Callable[[str, str], float] | None:
-    if name is None:
-        return None
-    module, _, function = name.rpartition(".")
-    try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"description_accuracy: cannot import {name!r} as `module.function`: {error}") from error
-
-
-def _accuracy(verdicts: list[Verdict], which: str) -> dict[str, float | None]:
-    groups = {"overall": verdicts} | {
-        task: [verdict for verdict in verdicts if verdict.task == task]
-        for task in sorted({verdict.task for verdict in verdicts})
-    }
-    known = {
-        name: [getattr(verdict, which) for verdict in group if getattr(verdict, which) is not None]
-        for name, group in groups.items()
-    }
-    return {name: float(np.mean(values)) if values else None for name, values in known.items()}
+def _common_fault(faults: Iterator[str]) -> str:
+    counts = Counter(map(coarse_fault, faults))
+    return min(counts, key=lambda fault: (-counts[fault], fault)) if counts else "empty"

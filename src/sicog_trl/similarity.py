@@ -1,120 +1,164 @@
 """How much the candidates of a row agree.
 
-Texts become unit vectors, so that similarity is a product; a veto sees what vectors cannot, and short answers are
-counted instead.
+Final parts become unit vectors, so that similarity is a product; what vectors cannot see, a changed number, colour,
+negation or place, is looked for in the words; and short answers are counted instead.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer
+from scipy.sparse import issparse
+from sklearn.preprocessing import normalize
 
-from .responses import final_part, normalize_answer
-
-
-Embed = Callable[[Sequence[str]], csr_matrix]
-
-_COLOURS = "red green blue yellow purple orange pink brown black white gray grey gold silver violet cyan".split()
-_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve none several many".split()
-_NEGATIONS = "no not never without cannot nothing nobody neither nor".split()
-_PLACES = (
-    "left right top bottom above below under over behind front inside outside upper lower north south east west "
-    "first second third last"
-).split()
-_DECISIVE = re.compile(rf"\b(?:{'|'.join([*_COLOURS, *_NUMBERS, *_NEGATIONS, *_PLACES])}|\w+n't|\d[\d.,]*)\b")
-
-_NGRAMS = {
-    # Words in order, so that swapped attributes lower the score; no model needed.
-    "word_ngram": {"analyzer": "word", "ngram_range": (1, 3), "token_pattern": r"[^\s.,;:!?]+"},
-    "char_ngram": {"analyzer": "char_wb", "ngram_range": (3, 5)},
-}
+from .decisive import Decisive, decisive_words
+from .embedding import Embed, embedder
+from .responses import chain_fault, final_part, normalize_answer
 
 
-def embedder(name: str) -> Embed:
-    """
-    Return the function that turns texts into unit vectors.
+__all__ = ["Embed", "decisive_words", "embedder", "fault_of", "self_consistency"]
 
-    Args:
-        name (`str`):
-            `"word_ngram"` or `"char_ngram"`.
-
-    Returns:
-        `Callable`: `n` texts -> sparse matrix of `n` rows with Euclidean norm 1 (0 for an empty text).
-    """
-    if name not in _NGRAMS:
-        raise ValueError(f"unknown similarity {name!r}; choose one of {', '.join(_NGRAMS)}")
-    vectorizer = HashingVectorizer(n_features=2**20, alternate_sign=False, norm="l2", **_NGRAMS[name])
-    return vectorizer.transform
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:/0*[1-9]\d*)?")
+# ours: "a small brown dog" can be said otherwise; "brown dog" or "in 1998" either matches or does not.
+SHORT_ANSWER_WORDS = 3
+_PAIRS_AT_ONCE = 4096
+_DIGITS = 6  # of a similarity: what lies below is noise of how texts were batched, and would break ties by chance
+_EXACT = 12  # of a score: what lies below is the order of a sum
 
 
-def decisive_words(text: str) -> tuple[str, ...]:
-    """
-    Return the numbers, colours, negations and spatial words of `text`, in order.
+def read_candidate(text: str, mode: str, finish_reason: str | None, corruption: str | None) -> tuple[str | None, ...]:
+    """Return the part of a candidate that is compared, and what is wrong with it in detail; one of them is `None`."""
+    if corruption:
+        return None, "corrupted"  # about a damaged image: for the rejected side of a pair
+    if not text.strip():
+        return None, "empty"
+    if finish_reason == "length":
+        return None, "truncated"
+    fault = chain_fault(text, mode)
+    return (None, fault) if fault else (final_part(text, mode), None)
 
-    Embeddings score a changed colour above a true paraphrase; two texts that differ in these words disagree.
-    """
-    return tuple(_DECISIVE.findall(text.lower()))
 
-
-def mean_similarity_to_others(vectors: csr_matrix, allowed: np.ndarray | None = None) -> np.ndarray:
-    """
-    Return the mean cosine similarity of each text to the *other* texts of its row.
-
-    The mean released with the paper counts each text's similarity to itself as well, which makes a threshold depend on
-    the number of candidates: `s_paper = (1 + (n - 1) * s) / n`.
-
-    Args:
-        vectors (`csr_matrix` of shape `(n, d)`):
-            Unit vectors of the `n` texts of one row.
-        allowed (`np.ndarray` of shape `(n, n)`, *optional*):
-            Pairs that are not vetoed; a vetoed pair counts as 0.
-    """
-    pairs = (vectors @ vectors.T).toarray()
-    if allowed is not None:
-        pairs = pairs * allowed
-    np.fill_diagonal(pairs, 0)
-    return pairs.sum(axis=1) / max(1, len(pairs) - 1)
+def coarse_fault(fault: str | None) -> str | None:
+    """Return the reason of a dropped row for a fault in detail: what is wrong with a chain is `incomplete`."""
+    return fault if fault in (None, "corrupted", "empty", "truncated") else "incomplete"
 
 
 def fault_of(candidate: dict[str, Any]) -> str | None:
-    """Return why a candidate cannot be chosen (`empty`, `truncated` or `incomplete`), or `None`."""
-    if candidate.get("corruption"):
-        return "corrupted"  # about a damaged image: for the rejected side of a pair
-    if not candidate["text"].strip():
-        return "empty"
-    if candidate["finish_reason"] == "length":
-        return "truncated"
-    return None if final_part(candidate["text"], candidate["mode"]) else "incomplete"
+    """Return why a candidate cannot be chosen (`corrupted`, `empty`, `truncated`, `incomplete`), or `None`."""
+    return coarse_fault(_read(candidate)[1])
+
+
+def _read(candidate: dict[str, Any]) -> tuple[str | None, ...]:
+    return read_candidate(
+        candidate["text"], candidate["mode"], candidate["finish_reason"], candidate.get("corruption")
+    )
+
+
+def answer_key(answer: str) -> str:
+    """Return the form in which answers that mean the same are equal: normalised, numbers by their value."""
+    key = normalize_answer(answer)
+    return str(Fraction(*map(Fraction, key.split("/")))) if _NUMBER.fullmatch(key) else key
 
 
 def self_consistency(candidates: Sequence[dict], task: str, embed: Embed, veto: bool = True) -> list[float]:
     """
-    Score each candidate by its agreement with the *other* candidates of its row.
-
-    Descriptions: mean cosine similarity of the final parts. Reasoning: share of the others with an equal final
-    answer. A broken candidate agrees with none, so it lowers the scores of the rest.
+    Score each candidate by its agreement with the *other* candidates of its row; see [`score_rows`].
 
     Returns:
         `list[float]`: one score in [0, 1] per candidate; 0 for a broken one.
     """
-    parts = [None if fault_of(c) else final_part(c["text"], c["mode"]) for c in candidates]
-    sound = [i for i, part in enumerate(parts) if part is not None]
-    scores = [0.0] * len(parts)
-    if len(sound) < 2:
-        return scores
-    if task == "reasoning":
-        votes = Counter(normalize_answer(parts[i]) for i in sound)
-        agreement = [(votes[normalize_answer(parts[i])] - 1) for i in sound]
-    else:
-        allowed = None
-        if veto:
-            words = [decisive_words(parts[i]) for i in sound]
-            allowed = np.array([[a == b for b in words] for a in words])
-        agreement = mean_similarity_to_others(embed([parts[i] for i in sound]), allowed) * (len(sound) - 1)
-    for i, value in zip(sound, agreement, strict=True):
-        scores[i] = float(value) / (len(parts) - 1)
-    return scores
+    return score_rows([task], [[_read(candidate)[0] for candidate in candidates]], embed, veto)[0][0]
+
+
+def score_rows(
+    tasks: Sequence[str], parts: Sequence[Sequence[str | None]], embed: Embed, veto: bool = True
+) -> list[tuple[list[float], list[float]]]:
+    """
+    Score the candidates of many rows at once.
+
+    A score is the mean agreement with the *other* candidates of the row. (The paper's code counts each one's agreement
+    with itself too, which makes a threshold depend on their number: `s_paper = (1 + (n - 1) * s) / n`.) Descriptions
+    agree by the cosine of their vectors. Answers agree wholly if they are equal (`7`, `Seven.`, `7.0`); otherwise not
+    at all, unless both have more than three words: such free text agrees by its cosine. A cosine is multiplied by
+    [`Decisive.agreement`]. A broken candidate agrees with none, so it lowers the scores of the rest.
+
+    Args:
+        tasks (`Sequence[str]`):
+            Task of each row.
+        parts (`Sequence[Sequence[str or None]]`):
+            Final part of each candidate of each row; `None` for a broken one.
+        embed (`Callable`):
+            See [`embedder`]. Vectors of any length will do; they are normalised here.
+        veto (`bool`, *optional*, defaults to `True`):
+            Whether decisive words count.
+
+    Returns:
+        `list[tuple[list[float], list[float]]]`: per row the scores of its candidates, and by what to choose between
+        those that lead with as many votes: how near the answer is to the others.
+    """
+    starts = np.cumsum([0, *map(len, parts)]).tolist()
+    keys = [
+        [part and answer_key(part) for part in row] if task == "reasoning" else None
+        for task, row in zip(tasks, parts, strict=True)
+    ]
+    certain, compared = [], []
+    for start, row, row_keys in zip(starts, parts, keys, strict=False):
+        for i, j in combinations([i for i, part in enumerate(row) if part is not None], 2):
+            if row_keys and row_keys[i] == row_keys[j]:
+                certain.append((start + i, start + j))
+            elif not row_keys or (_is_free_text(row_keys[i]) and _is_free_text(row_keys[j])):
+                compared.append((start + i, start + j, row[i], row[j]))
+    totals = _totals(starts[-1], certain, np.ones(len(certain)))
+    totals += _totals(starts[-1], compared, _similarities([pair[2:] for pair in compared], embed, veto))
+    others = np.repeat([max(1, len(row) - 1) for row in parts], [len(row) for row in parts]) if parts else 1
+    scores = np.round(totals / others, _EXACT)
+    tied = _tied_pairs(starts, keys, scores)
+    nearness = _totals(starts[-1], tied, _similarities([pair[2:] for pair in tied], embed, veto)).round(_EXACT)
+    return [(scores[start:end].tolist(), nearness[start:end].tolist()) for start, end in pairwise(starts)]
+
+
+def _is_free_text(key: str) -> bool:
+    return key.count(" ") >= SHORT_ANSWER_WORDS
+
+
+def _totals(size: int, pairs: Sequence[tuple], values: np.ndarray) -> np.ndarray:
+    """Return for each candidate the sum of the values of its pairs."""
+    if not pairs:
+        return np.zeros(size)
+    left, right = ([pair[side] for pair in pairs] for side in (0, 1))
+    return np.bincount(np.array(left + right, dtype=int), np.concatenate([values, values]), minlength=size)
+
+
+def _tied_pairs(starts: list[int], keys: Sequence[list | None], scores: np.ndarray) -> list[tuple]:
+    """Return the pairs of different answers of the rows in which several answers lead."""
+    pairs = []
+    for start, row in zip(starts, keys, strict=False):
+        sound = [i for i, key in enumerate(row or []) if key is not None]
+        best = max((scores[start + i] for i in sound), default=0.0)
+        if len({row[i] for i in sound if scores[start + i] == best}) > 1:
+            pairs += [(start + i, start + j, row[i], row[j]) for i, j in combinations(sound, 2) if row[i] != row[j]]
+    return pairs
+
+
+def _similarities(pairs: Sequence[tuple[str, str]], embed: Embed, veto: bool) -> np.ndarray:
+    """Return the cosine similarity of the texts of each pair, times the agreement of their decisive words."""
+    weights = np.ones(len(pairs))
+    if veto:
+        decisive = {text: Decisive(text) for text in dict.fromkeys(text for pair in pairs for text in pair)}
+        weights = np.array([decisive[a].agreement(decisive[b]) for a, b in pairs])
+    wanted = np.flatnonzero(weights)
+    if not len(wanted):
+        return weights
+    rows: dict[str, int] = {}  # each text is embedded once
+    indices = np.array([[rows.setdefault(text, len(rows)) for text in pairs[number]] for number in wanted])
+    vectors = normalize(embed(list(rows)))
+    for start in range(0, len(wanted), _PAIRS_AT_ONCE):
+        some = slice(start, start + _PAIRS_AT_ONCE)
+        left, right = (vectors[indices[some, side]] for side in (0, 1))
+        products = left.multiply(right).sum(axis=1).A1 if issparse(vectors) else np.einsum("ij,ij->i", left, right)
+        cosines = np.where(indices[some, 0] == indices[some, 1], 1.0, np.clip(products, 0, 1))
+        weights[wanted[some]] *= cosines
+    return weights.round(_DIGITS)
