@@ -5,7 +5,7 @@ in all that is used of it: which errors are raised for what, that a refused prom
 of the outputs, and that a killed engine is waited for without end. On that real one were also seen, and cannot be
 tested here: candidates of one prompt equal to single ones, the same texts for chunks of 1, 4 and 256, prompts token
 for token those of training, and the image token never sampled. Of 0.29.0, which the extra `vllm` names, only the
-sources were read: the signatures are the same.
+sources were read: the signatures are the same. Log-probabilities were read in the sources of both, not run.
 """
 
 import multiprocessing
