@@ -27,7 +27,7 @@ install: $(STAMP)  ## make .venv and install the tested stack, without a GPU and
 # Transformers on a CPU torch; the extra `eval-cpu` holds what of them is really imported.
 $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[eval-cpu,quality,test]" "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[eval-cpu,quality,similarity,test]" "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -c constraints.txt --no-deps lmms-eval
 	touch $(STAMP)
 

@@ -46,12 +46,12 @@ def code(number: int) -> str:
     return f"scene {letters}q"
 
 
-def given_vectors(path: Path, seed: int = 0) -> None:
+def given_vectors(path: Path, seed: int = 0, groups: int = GROUPS) -> None:
     """Write vectors whose three per row are as near to each other as captions of one picture are (about 0.8)."""
     rng = np.random.default_rng(seed)
-    common = rng.standard_normal((GROUPS, 1, DIMENSION), dtype=np.float32)
-    own = rng.standard_normal((GROUPS, 3, DIMENSION), dtype=np.float32)
-    vectors = common + own * rng.uniform(0.3, 0.7, (GROUPS, 1, 1)).astype(np.float32)
+    common = rng.standard_normal((groups, 1, DIMENSION), dtype=np.float32)
+    own = rng.standard_normal((groups, 3, DIMENSION), dtype=np.float32)
+    vectors = common + own * rng.uniform(0.3, 0.7, (groups, 1, 1)).astype(np.float32)
     np.save(path, (vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).reshape(-1, DIMENSION))
 
 
@@ -101,7 +101,7 @@ def _candidate(
         return " ".join(pool[next(draws)] for _ in range(count))
 
     if mode in _MODES["description"]:
-        last = f"{say(int(rng.integers(6, 10)))} So ends {code(number * 3 + c)}."  # 60 to 90 words
+        last = f"{say(int(rng.integers(7, 11)))} So ends {code(number * 3 + c)}."  # 60 to 100 words
     else:
         wrong = rng.random() < 0.3
         free = number % 10 == 1  # a tenth of the questions has no short answer

@@ -2,7 +2,7 @@
 Seconds and memory of curation at the size of the paper, embeddings given; and what it costs to embed, apart.
 
 The paper keeps 213K rows. Here as many rows of three candidates (two chains and a short one, half of them captions
-with a last part of 60 to 90 words, half answers) are curated at three sizes, each in a process of its own: judge,
+with a last part of 60 to 100 words, half answers) are curated at three sizes, each in a process of its own: judge,
 select, write `curated`, `dropped` and `scores`. Vectors of 384 numbers are looked up in a file. `peak_gib` is the
 largest resident size of that process, loading and everything mapped into memory included.
 
@@ -113,6 +113,7 @@ def show(result: dict[str, Any]) -> str:
         [
             f"{int(rows):,}",
             f"{one['seconds']:.1f}",
+            f"{one['cpu_seconds']:.1f}",
             f"{1000 * one['seconds'] / int(rows):.2f}",
             f"{one['peak_gib']:.2f}",
         ]
