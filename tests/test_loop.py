@@ -14,7 +14,9 @@ from sicog_trl.stages import LoopConfig, stages
 
 
 ROOT = Path(__file__).parent.parent
-SELF_IMPROVE = sorted(ROOT.glob("recipes/*/self_improve.yaml"))
+SELF_IMPROVE = sorted(
+    path for path in ROOT.glob("recipes/**/*.yaml") if "# python recipes/self_improve.py" in path.read_text()
+)
 
 
 def config(tmp_path, **changes) -> LoopConfig:
@@ -180,7 +182,7 @@ def test_wrong_settings_are_named(tmp_path):
         config(tmp_path, keep=[0.5])
 
 
-@pytest.mark.parametrize("path", SELF_IMPROVE, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", SELF_IMPROVE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_stage_of_every_loop_yaml_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
