@@ -102,7 +102,7 @@ def test_texts_without_images_train_alone_and_among_others(tmp_path, mixture, di
     assert "⟦three 0<|im_end|>\n⟧" in shown and ", 0 of images" in shown and "max_length: 30 cuts 0 of 40" in shown
     pairs = load(str(digits_world / "preference"))
     data = texts(8, chosen="three", rejected="four")
-    data = data.add_column("images", [[]] * 8, feature=pairs.features["images"])
+    data = data.add_column("images", [[], None] * 4, feature=pairs.features["images"])
     save(concatenate_datasets([data, pairs.select_columns(data.column_names)]), tmp_path / "pairs", "train")
     settings = {"model_name_or_path": str(digits_model), "dataset_name": str(tmp_path / "pairs")}
     train("dpo", **settings, output_dir=str(tmp_path / "dpo"), max_steps=3, per_device_train_batch_size=2)
@@ -124,6 +124,11 @@ def test_an_image_that_cannot_be_read_is_named_by_its_row(tmp_path, kind, mixed,
     label = re.escape(repr(rows[2]["prompt"][0]["content"][:40] if mixed else rows[2]["id"]))
     with pytest.raises(ValueError, match=rf"row 2 \(.*{label}.*cannot be read: .*truncated"):
         train(kind, **settings, **source)
+    image["bytes"] = b"no image"
+    save(Dataset.from_list(rows, features=features), tmp_path / "broken", "train")
+    settings["output_dir"] = str(tmp_path / "counted")  # where `max_length` is set, all are looked at before training
+    with pytest.raises(ValueError, match=rf"row 2 \(.*{label}.*cannot be read: .*cannot identify"):
+        train(kind, **settings, **source, max_length=500)
 
 
 def test_options_without_effect_are_refused(tmp_path, mixture):

@@ -132,15 +132,16 @@ def _column(table: Dataset, name: str) -> Iterator[Any]:
         yield from batch[name].to_pylist()
 
 
-def _sizes(dataset: Dataset, row: int, images: list[dict]) -> list[tuple[int, int]]:
+def _sizes(dataset: Dataset, row: int, images: list[dict | str] | None) -> list[tuple[int, int]]:
     """Read height and width of the images of a row from their headers, turned as `datasets` turns them."""
     sizes = []
     for image in images or []:
+        place, content = (image, None) if isinstance(image, str) else (image["path"], image["bytes"])
         try:
-            with PIL.Image.open(image["path"] if image["bytes"] is None else BytesIO(image["bytes"])) as picture:
+            with PIL.Image.open(place if content is None else BytesIO(content)) as picture:
                 width, height = picture.size
                 turned = picture.getexif().get(Base.Orientation, 1) >= 5
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on what is broken
             raise ValueError(f"{row_label(dataset, row)}: an image cannot be read: {error}") from error
         sizes.append((width, height) if turned else (height, width))
     return sizes

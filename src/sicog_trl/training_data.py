@@ -130,7 +130,7 @@ def row_label(dataset: Dataset, number: int) -> str:
 
 def read_row(dataset: Dataset, number: int, labels: Dataset | None = None) -> dict[str, Any]:
     """
-    Return a row; one whose image cannot be read is named.
+    Return a row, with an empty list if it says nothing of images; one whose image cannot be read is named.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -141,12 +141,16 @@ def read_row(dataset: Dataset, number: int, labels: Dataset | None = None) -> di
             The same rows with their ids, if `dataset` has none.
     """
     try:
-        return dataset[number]
+        return _listed(dataset[number])
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on what is broken
         raise ValueError(
             f"{row_label(dataset if labels is None else labels, number)} of the dataset cannot be read: "
             f"{type(error).__name__}: {error}. Repair or leave out that row"
         ) from error
+
+
+def _listed(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "images": row["images"] or []} if "images" in row else row
 
 
 class NamedRows(torch.utils.data.Dataset):
@@ -163,6 +167,6 @@ class NamedRows(torch.utils.data.Dataset):
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
         try:
-            return self.dataset.__getitems__(numbers)
+            return [_listed(row) for row in self.dataset.__getitems__(numbers)]
         except (OSError, SyntaxError, ValueError):
             return [self[number] for number in numbers]  # one of them says which
