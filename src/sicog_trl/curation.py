@@ -112,7 +112,7 @@ def load_candidates(names: list[str], config: str | None = None, split: str = "c
     for name in names:
         part = load(name, config, split)
         _check_columns(part, name)
-        for row_id in part.select_columns("id")["id"]:
+        for row_id in part.select_columns("id")["id"][:]:
             if home.setdefault(row_id, name) is not name:
                 raise ValueError(
                     f"the id {row_id!r} stands in {home[row_id]} and in {name}; ids must be unique over all candidates"
@@ -181,7 +181,7 @@ def _check(candidates: Dataset) -> None:
     _check_columns(candidates, "the candidates")
     if not len(candidates):
         raise ValueError("the candidates have no rows; there is nothing to curate")
-    ids = Counter(candidates.select_columns("id")["id"])
+    ids = Counter(candidates.select_columns("id")["id"][:])
     if twice := [row_id for row_id, count in ids.items() if count > 1]:
         raise ValueError(f"the id {twice[0]!r} stands in {ids[twice[0]]} rows of the candidates; ids must be unique")
 

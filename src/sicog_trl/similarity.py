@@ -7,6 +7,7 @@ negation or place, is looked for in the words; and short answers are counted ins
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -57,6 +58,7 @@ def _read(candidate: dict[str, Any]) -> tuple[str | None, ...]:
     )
 
 
+@lru_cache(maxsize=4096)  # the same few numbers and words answer most questions
 def answer_key(answer: str) -> str:
     """Return the form in which answers that mean the same are equal: normalised, numbers by their value."""
     key = normalize_answer(answer)
@@ -114,10 +116,12 @@ def score_rows(
     totals = _totals(starts[-1], certain, np.ones(len(certain)))
     totals += _totals(starts[-1], compared, _similarities([pair[2:] for pair in compared], embed, veto))
     others = np.repeat([max(1, len(row) - 1) for row in parts], [len(row) for row in parts]) if parts else 1
-    scores = np.round(totals / others, _EXACT)
+    scores = np.round(totals / others, _EXACT).tolist()
     tied = _tied_pairs(starts, keys, scores)
-    nearness = _totals(starts[-1], tied, _similarities([pair[2:] for pair in tied], embed, veto)).round(_EXACT)
-    return [(scores[start:end].tolist(), nearness[start:end].tolist()) for start, end in pairwise(starts)]
+    nearness = (
+        _totals(starts[-1], tied, _similarities([pair[2:] for pair in tied], embed, veto)).round(_EXACT).tolist()
+    )
+    return [(scores[start:end], nearness[start:end]) for start, end in pairwise(starts)]
 
 
 def _is_free_text(key: str) -> bool:
@@ -132,7 +136,7 @@ def _totals(size: int, pairs: Sequence[tuple], values: np.ndarray) -> np.ndarray
     return np.bincount(np.array(left + right, dtype=int), np.concatenate([values, values]), minlength=size)
 
 
-def _tied_pairs(starts: list[int], keys: Sequence[list | None], scores: np.ndarray) -> list[tuple]:
+def _tied_pairs(starts: list[int], keys: Sequence[list | None], scores: list[float]) -> list[tuple]:
     """Return the pairs of different answers of the rows in which several answers lead."""
     pairs = []
     for start, row in zip(starts, keys, strict=False):
