@@ -182,6 +182,7 @@ def test_wrong_settings_are_named(tmp_path):
         config(tmp_path, keep=[0.5])
 
 
+@pytest.mark.usefixtures("bf16_everywhere")
 @pytest.mark.parametrize("path", SELF_IMPROVE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_stage_of_every_loop_yaml_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
