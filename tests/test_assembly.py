@@ -211,6 +211,14 @@ def test_answers_end_where_their_turns_do(assembled):
         assert words.pad_token not in stop
 
 
+def test_padding_is_the_token_that_the_model_keeps_for_it(assembled, sources, tmp_path):
+    settings = {**LLAMA, "special": [*LLAMA["special"], "<|finetune_right_pad_id|>"]}
+    kept = language_model(tmp_path / "llama", T.LlamaForCausalLM, settings)
+    summary = assemble(config_of({**sources, "llama": kept}, "llama", tmp_path / "model"))
+    assert summary["pad_token"] == "<|finetune_right_pad_id|>"
+    assert [assembled[name][1]["pad_token"] for name in ("qwen2", "llama")] == ["<|endoftext|>", "<pad>"]
+
+
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
 def test_it_is_asked_as_it_is_trained(assembled, name):
     sampler = TransformersSampler(str(assembled[name][0]), max_completion_length=6, batch_size=4)

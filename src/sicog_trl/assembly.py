@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_MAPPING,
     AddedToken,
-    AutoConfig,
     AutoImageProcessor,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,6 +26,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from .chat_templates import end_of_turn, with_images
 from .files import claim, is_local, refuse_another_run, write_json
 from .freezing import parts
+from .model_parts import check_decoder, load_decoder, load_tower, projector_weights, tower_config
 from .provenance import versions, weights_fingerprint
 
 
@@ -40,7 +34,6 @@ IMAGE_TOKEN = "<image>"
 # Llama 3.1 keeps a token for padding, which its tokenizer does not name. Where there is none at all, one is added.
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>")
 _EMBEDDING_ROWS = 64  # a multiple of them, as in Transformers' own conversion of LLaVA: other shapes are slow on a GPU
-_PROJECTOR = "multi_modal_projector."
 _SHARD = "5GB"
 _SETTINGS = "assembly.json"
 _OF_THE_LOOP = {"config.yaml", "stage.json"}  # written before a stage starts, see `sicog_trl.loop`
@@ -106,14 +99,15 @@ def assemble(config: AssemblyConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
     if config.projector and is_local(config.projector) and not Path(config.projector).is_dir():
         raise FileNotFoundError(f"projector: folder {config.projector} does not exist; run the alignment first")
-    vision_config = _vision_config(config)
-    _check_language_model(config)
+    tower_config(config.vision_tower, config.vision_tower_revision)
+    check_decoder(config.language_model, config.language_model_revision)
     settings = _settings(config)
     _refuse_another_run(folder, settings)
     if (folder / "summary.json").exists():
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     tokenizer, marked = _tokenizer(config)
-    tower, decoder = _load_tower(config, vision_config), _load_decoder(config)
+    tower = load_tower(config.vision_tower, config.vision_tower_revision, config.dtype)
+    decoder = load_decoder(config.language_model, config.language_model_revision, config.dtype)
     model = _join(config, tower, decoder, tokenizer)
     processor = _processor(config, model, tokenizer)
     claim(folder / _SETTINGS, settings)  # not before: what fails above leaves no trace that would refuse the next try
@@ -149,50 +143,6 @@ def _refuse_another_run(folder: Path, settings: dict[str, Any]) -> None:
         refuse_another_run(folder, json.loads(known.read_text(encoding="utf-8")), settings)
     elif others := {path.name for path in folder.glob("[!.]*")} - _OF_THE_LOOP:
         raise FileExistsError(f"{folder} is not empty ({min(others)} is there); choose another output_dir")
-
-
-def _vision_config(config: AssemblyConfig) -> PreTrainedConfig:
-    """Return the config of the tower, which may be half of a CLIP."""
-    found = AutoConfig.from_pretrained(config.vision_tower, revision=config.vision_tower_revision)
-    vision = getattr(found, "vision_config", found)
-    if not all(isinstance(getattr(vision, name, None), int) for name in ("image_size", "patch_size", "hidden_size")):
-        raise ValueError(
-            f"vision_tower: {config.vision_tower} ({found.model_type}) has no vision config with image_size, "
-            "patch_size and hidden_size; name a CLIP or SigLIP, such as openai/clip-vit-large-patch14-336"
-        )
-    return vision
-
-
-def _check_language_model(config: AssemblyConfig) -> None:
-    found = AutoConfig.from_pretrained(config.language_model, revision=config.language_model_revision)
-    named = (found.architectures or ["nothing"])[0]
-    decoder = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(found), None)
-    if decoder is None or named != decoder.__name__ or hasattr(found, "vision_config"):
-        raise ValueError(
-            f"language_model: {config.language_model} ({found.model_type}) was saved as {named}, which is not a "
-            "decoder of text alone; name one such as Qwen/Qwen2-7B-Instruct"
-        )
-
-
-def _load_tower(config: AssemblyConfig, vision_config: PreTrainedConfig) -> PreTrainedModel:
-    source = {"revision": config.vision_tower_revision, "dtype": config.dtype, "config": vision_config}
-    tower, found = MODEL_MAPPING[type(vision_config)].from_pretrained(
-        config.vision_tower, output_loading_info=True, **source
-    )
-    return _whole(tower, found, f"vision_tower: {config.vision_tower}")
-
-
-def _load_decoder(config: AssemblyConfig) -> PreTrainedModel:
-    source = {"revision": config.language_model_revision, "dtype": config.dtype}
-    decoder, found = AutoModelForCausalLM.from_pretrained(config.language_model, output_loading_info=True, **source)
-    return _whole(decoder, found, f"language_model: {config.language_model}")
-
-
-def _whole(model: PreTrainedModel, found: dict[str, Any], name: str) -> PreTrainedModel:
-    """Refuse a checkpoint without some of the weights: Transformers would draw them by chance and only warn."""
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
-    return model
 
 
 def _tokenizer(config: AssemblyConfig) -> tuple[PreTrainedTokenizerBase, bool]:
@@ -279,31 +229,9 @@ def _projector(config: AssemblyConfig, joined: LlavaConfig) -> torch.nn.Module:
         torch.manual_seed(config.seed)
         projector = LlavaMultiModalProjector(joined)
     if config.projector:
-        aligned = AutoConfig.from_pretrained(config.projector, revision=config.projector_revision)
-        for key in ("vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act"):
-            there, here = getattr(aligned, key, None), getattr(joined, key)
-            if there != here:
-                raise ValueError(
-                    f"projector: {config.projector} was aligned with {key} {there!r}, here it is {here!r}"
-                )
-        projector.load_state_dict(_aligned_weights(config, projector.state_dict()))
+        source = (config.projector, config.projector_revision)
+        projector.load_state_dict(projector_weights(*source, joined, projector.state_dict()))
     return projector
-
-
-def _aligned_weights(config: AssemblyConfig, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read the projector of a checkpoint, and nothing else of it."""
-    folder = config.projector
-    if not is_local(folder):
-        folder = snapshot_download(folder, revision=config.projector_revision, allow_patterns="*.safetensors")
-    found = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for key in (key for key in file.keys() if _PROJECTOR in key):  # noqa: SIM118 (not a dict)
-                found[key.rpartition(_PROJECTOR)[2]] = file.get_tensor(key)
-    shapes = [{key: tuple(each.shape) for key, each in sorted(weights.items())} for weights in (wanted, found)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"projector: {config.projector} holds {shapes[1]}, these parts need {shapes[0]}")
-    return found
 
 
 def _processor(
