@@ -1,10 +1,10 @@
 """What TRL lacks: a fixed global batch, batches of like length, weights that come back, a record."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,9 @@ class ResumableDPOTrainer(_VisionTraining, DPOTrainer):
         for name, parameter in self.model.named_parameters():
             if ".ref." in name:
                 parameter.data = self.model.get_parameter(name.replace(".ref.", ".default.")).data.clone()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # The reference of an adapter that went on: it lies where it came from, and whoever resumes reads it there.
-        shutil.rmtree(Path(output_dir or self.args.output_dir, "ref"), ignore_errors=True)
+        if "ref" in getattr(self.model, "peft_config", {}):
+            # The reference lies where it came from, and whoever resumes reads it there; ZeRO-3 could not even save it.
+            self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=["default"])
 
 
 def trainer_inputs(
