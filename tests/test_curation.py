@@ -26,7 +26,7 @@ from curating import (
 from datasets import Dataset
 from trl.data_utils import is_conversational
 
-from sicog_trl import curation
+from sicog_trl import curated_files, curation
 from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import CURATED_FEATURES, DROPPED_FEATURES, load, split_file
 from sicog_trl.files import AnotherRunError
@@ -146,6 +146,14 @@ def test_accuracy_needs_truth_and_a_measure(mixed, tmp_path):
     assert summary["label_accuracy_before"]["reasoning"] is not None
 
 
+def test_a_truth_that_cannot_be_measured_is_named(tmp_path):
+    rows = table(row("odd", described(RED, RED), answer="no digit at all"))
+    with pytest.raises(
+        ValueError, match="row 'odd': description_accuracy cannot be measured against the answer 'no d"
+    ):
+        curate(rows, CurationConfig(description_accuracy=ACCURACY), tmp_path)
+
+
 def test_answers_only_measure(mixed, tmp_path):
     curate(mixed, CurationConfig(), tmp_path / "with")
     without = mixed.remove_columns("answer").add_column(
@@ -250,10 +258,13 @@ def test_result_does_not_depend_on_the_batch(batch, mixed, tmp_path, monkeypatch
     settings = CurationConfig(keep=0.5, description_accuracy=ACCURACY)
     expected = curate(mixed, settings, tmp_path / "whole")
     monkeypatch.setattr(curation, "_BATCH", batch)
+    monkeypatch.setattr(curated_files, "_ROWS", batch)
     assert curate(mixed, settings, tmp_path / "batched") == expected
     for split in ("curated", "dropped"):
         rows = [pq.read_table(split_file(tmp_path / name, split)).to_pylist() for name in ("whole", "batched")]
         assert rows[0] == rows[1]
+    settings_files = [(tmp_path / name / "settings.json").read_bytes() for name in ("whole", "batched")]
+    assert settings_files[0] == settings_files[1]  # the hash of the candidates included
 
 
 def test_selected_rows_are_matched_by_what_they_hold(mixed, tmp_path):

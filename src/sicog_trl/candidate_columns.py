@@ -82,10 +82,11 @@ class Fingerprint:
                 self._add(name, combined(table[name]))
 
     def _add(self, name: str, values: pa.Array) -> None:
-        digest = self.digests.setdefault(name, hashlib.sha256())
         texts = values.cast(pa.string())
-        digest.update(pc.fill_null(pc.binary_length(texts), -1).to_numpy().astype("<i4").tobytes())
-        digest.update("".join(filter(None, texts.to_pylist())).encode())
+        lengths = pc.fill_null(pc.binary_length(texts), -1).to_numpy().astype("<i4")
+        content = "".join(filter(None, texts.to_pylist())).encode()
+        for part, some in (("lengths", lengths.tobytes()), ("texts", content)):
+            self.digests.setdefault(f"{name}.{part}", hashlib.sha256()).update(some)
 
     def hexdigest(self) -> str:
         """Return the hash of all rows so far."""

@@ -16,7 +16,13 @@ def grade(
     compare = measure if verdict.task == "description" else _equal_answers
     if not compare:
         return
-    grades = [compare(final_part(text, mode) or "", truth) for text, mode in zip(texts, modes, strict=True)]
+    try:
+        grades = [compare(final_part(text, mode) or "", truth) for text, mode in zip(texts, modes, strict=True)]
+    except Exception as error:
+        message = (
+            f"row {verdict.id!r}: description_accuracy cannot be measured against the answer {truth!r}: {error!r}"
+        )
+        raise ValueError(message) from error
     verdict.accuracy_before = float(np.mean(grades))
     if verdict.winner >= 0:
         verdict.accuracy_after = 1.0 if oracle else grades[verdict.winner]
