@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from curating import BLUE, GARBAGE, RED, answered, completions, described, ids, looked, reasoned, row, said, table
 
+from sicog_trl import curated_files
 from sicog_trl.curation import CurationConfig, curate, load_candidates
 from sicog_trl.data import CURATED_FEATURES, load, save, split_file
 from sicog_trl.prompts import STEP_REQUESTS
@@ -150,6 +151,24 @@ def test_two_folders_of_one_name_are_two_datasets(tmp_path):
     for name, text in (("a", RED), ("b", BLUE)):
         loaded = datasets.load_dataset(str(tmp_path / name / "curate"), split="curated")
         assert loaded["completion"][0][0]["content"] == text
+
+
+def test_law_4_a_curation_that_dies_publishes_nothing_and_goes_on(tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    rows = table(row("a", described(RED, RED)), row("b", described("", "")))
+    with monkeypatch.context() as patch:
+        patch.setattr(curated_files, "_dropped_table", die)
+        with pytest.raises(KeyboardInterrupt):
+            curate(rows, CurationConfig(), tmp_path / "died")
+    assert not list((tmp_path / "died").rglob("*.parquet")) and not (tmp_path / "died" / "README.md").exists()
+    for folder in ("died", "whole"):
+        curate(rows, CurationConfig(), tmp_path / folder)
+    files = {file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*") if file.is_file()}
+    assert len(files) == 5
+    for file in files:
+        assert (tmp_path / "died" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 # Several folders -----------------------------------------------------------------------------------------------------

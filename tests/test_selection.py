@@ -131,6 +131,8 @@ def test_who_keeps_nothing_is_told_what_to_change(tmp_path):
     assert "1 empty: " in said
     table_of_it = overview(summary)
     assert "dropped: inconsistent" in table_of_it and "75.0%" in table_of_it
+    assert "candidates with the fault empty: 1" in table_of_it and "longer" not in table_of_it
+    assert "7 texts were longer" in overview({**summary, "texts_longer_than_similarity_reads": 7})
     fine = curate(table(row("a", answered("1", "1"))), CurationConfig(), tmp_path / "fine")
     assert advice(fine) is None
 

@@ -54,7 +54,7 @@ class CurationConfig:
             many rows.
         keep (`float`, *optional*):
             Share of the rows of each task to keep, the most consistent first. A row must pass both this and
-            `min_consistency`.
+            `min_consistency`; set that to `None` if the share alone is to decide.
         multi_turn_min_consistency (`float` or `str`, *optional*):
             Kept chains that score at least this much, or belong to the best by this quantile of the kept chains of
             their task, are also written as conversations, a turn per step, into the split `multi_turn`.

@@ -220,9 +220,13 @@ def overview(summary: dict[str, Any]) -> str:
     fates = {"kept": summary["kept"], **{f"dropped: {name}": count for name, count in summary["dropped"].items()}}
     fates["all rows"] = summary["rows_in"]
     width = max(map(len, fates))
-    return "\n".join(
-        f"{fate:<{width}}  {count:>9,}  {count / summary['rows_in']:>6.1%}" for fate, count in fates.items()
-    )
+    lines = [f"{fate:<{width}}  {count:>9,}  {count / summary['rows_in']:>6.1%}" for fate, count in fates.items()]
+    lines += [f"candidates with the fault {fault}: {count:,}" for fault, count in summary["candidate_faults"].items()]
+    if cut := summary["texts_longer_than_similarity_reads"]:
+        lines.append(
+            f"{cut:,} texts were longer than the similarity's model reads; it judged them by their beginnings"
+        )
+    return "\n".join(lines)
 
 
 def advice(summary: dict[str, Any]) -> str | None:
