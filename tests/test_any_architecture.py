@@ -137,6 +137,8 @@ def test_the_parts_of_other_architectures_are_found(model_type):
 def test_sft_shows_what_the_model_sees_and_moves_what_trains(name, stages):
     folder = stages.sft(name)
     assert f" tokens, {IMAGE_TOKENS[name]} of images, " in stages.shown[name]
+    never_ends = "no token with loss ends the answer (</s>)" in stages.shown[name]
+    assert never_ends == (name == "llava")  # by its chat template
     changed = moved(stages.base(name), folder)
     assert changed["vision_tower"] == 0
     assert changed["multi_modal_projector"] > 0 and changed["language_model"] > 0

@@ -47,7 +47,18 @@ def preview(trainer: Any) -> str:
         ids, loss = ids[seen == 1].tolist(), loss[seen == 1].tolist()
         lines += [f"{name}:", _marked(processor.tokenizer, ids, loss, image_token)]
         lines.append(f"[{len(ids)} tokens, {ids.count(image_token)} of images, {sum(loss)} with loss, in ⟦ ⟧]")
+        lines += _never_ends(trainer, {token for token, counts in zip(ids, loss, strict=True) if counts})
     return "\n".join([*lines, _cuts(trainer)])
+
+
+def _never_ends(trainer: Any, learned: set[int]) -> list[str]:
+    """Warn of a chat template that puts no token behind an answer at which generation stops."""
+    tokenizer, stop = trainer.processing_class.tokenizer, trainer.model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
+    if stops & learned:
+        return []
+    names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(stops)))
+    return [f"no token with loss ends the answer ({names}): the model will not learn to stop; see its chat template"]
 
 
 def _marked(tokenizer: Any, ids: list[int], loss: list[bool], image_token: int | None) -> str:
