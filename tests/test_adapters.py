@@ -1,5 +1,6 @@
 """LoRA and 4-bit training through the real recipes: what moves, what goes on, what generation loads."""
 
+import importlib.util
 import json
 import math
 import re
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from test_training import COMMON, cut_off, losses, train
+from test_accelerate_configs import launch
+from test_training import COMMON, ROOT, cut_off, losses, train
 from transformers import AutoModelForImageTextToText
 
 from sicog_trl.checkpoints import load_for_generation
@@ -148,3 +151,20 @@ def test_qlora_trains_goes_on_and_is_loaded_by_generation(tmp_path, cognition, d
     record = json.loads((tmp_path / "dpo" / "training.json").read_text())
     assert record["first_loss"] == pytest.approx(math.log(2), abs=5e-5)
     assert difference(tmp_path / "sft", tmp_path / "dpo")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # DeepSpeed compiles its operators the first time
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra `deepspeed`")
+def test_an_adapter_goes_on_with_its_shared_reference_under_zero3(tmp_path, stage1, digits_world):
+    settings = {**COMMON, **LORA, **PROJECTOR, "model_name_or_path": str(stage1), "max_steps": 2, "save_steps": 2}
+    settings |= {"dataset_name": str(digits_world / "preference"), "global_batch_size": 2}
+    settings |= {"per_device_train_batch_size": 1, "learning_rate": 1e-3}
+    train("dpo", **settings, output_dir=str(tmp_path / "one"))
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({**settings, "output_dir": str(tmp_path / "two")}))
+    script = (ROOT / "recipes" / "dpo.py", "--config", tmp_path / "two.yaml")
+    launch("zero3", *script, options=("--num_processes", "2", "--mixed_precision", "no"), timeout=900)
+    assert losses(tmp_path / "two", 2) == pytest.approx(losses(tmp_path / "one", 2), abs=1e-3)
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)

@@ -36,7 +36,8 @@ class BatchConfig:
     Args:
         global_batch_size (`int`, *optional*):
             Rows per step over all processes. `gradient_accumulation_steps` follows from it, so that a run is the same
-            on any number of devices.
+            on any number of devices. Only the last step of an epoch differs if its rows do not suffice for all of
+            them: some then count twice, unless `dataloader_drop_last` leaves that step out.
     """
 
     global_batch_size: int | None = field(
