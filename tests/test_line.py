@@ -37,6 +37,25 @@ def small(tmp_path_factory) -> Path:
     return folder / "small.yaml"
 
 
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory) -> Path:
+    """The paper's way on a handful of scenes: two models, preferences, two rounds that accumulate, fresh starts."""
+    folder = tmp_path_factory.mktemp("paper")
+    config = yaml.safe_load((ROOT / "recipes/digits/paper.yaml").read_text())
+    scenes = {"annotated": 40, "unlabelled": 16, "development": 1, "test": 4, "tower_steps": 100}
+    config["prepare"]["world"] |= scenes
+    for stage in (config["prepare"]["base"], config["perception"], config["reasoning"]):
+        stage |= {"max_steps": 60, "logging_steps": 20}  # after these it ends its short texts
+    for stage in ("preference", "pretrain"):
+        config[stage] |= {"max_steps": 2, "logging_steps": 1}
+    # It cannot yet finish a chain.
+    config["damage"] |= {"description_modes": {"detailed_description": 2}, "reasoning_modes": {"direct_answer": 2}}
+    config["curate"] |= {"min_consistency": 0.0}
+    config |= {"output_dir": str(folder / "run"), "instruct": {}, "controls": []}
+    (folder / "paper.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder / "paper.yaml"
+
+
 def start(config: Path) -> subprocess.Popen:
     command = [sys.executable, "recipes/self_improve.py", "--config", str(config)]
     return subprocess.Popen(
@@ -75,3 +94,36 @@ def test_the_line_from_world_to_report_killed_once_and_resumed(small):
     page = (run / "report.html").read_text()
     assert "annotated_only" in page and (run / "report.md").exists()
     assert f"report: {run / 'report.html'}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_line_as_in_the_paper(paper):
+    """Stage 1 apart and by preferences, candidates that grow from 3 to 6, every pre-training from the same model."""
+    finished = start(paper)
+    output, _ = finished.communicate(timeout=850)
+    assert finished.returncode == 0, output[-3000:]
+    run = paper.parent / "run"
+    stages = {stage["name"]: stage for stage in json.loads((run / "stages.json").read_text())}
+    assert {stage["status"] for stage in stages.values()} == {"done"}
+    for part in ("perception", "reasoning"):
+        pairs = stages[f"{part}-pair"]["counts"]
+        assert pairs["pairs"] > 0 and pairs["rows_in"] == pairs["paired"] + sum(pairs["dropped"].values())
+        assert (
+            stages[f"{part}-preference"]["counts"]["first_loss"] > 0.69
+        )  # ln 2 and the cross-entropy of the chosen side
+    for number in (1, 2):
+        for task, count in (("description", 16), ("reasoning", 8)):
+            asked = stages[f"sicog/round-{number}/generate-{task}"]["counts"]
+            assert asked["rows"] == count and asked["candidates"] == 3 * number * count
+        assert stages[f"sicog/round-{number}/curate"]["counts"]["rows_in"] == 24
+        started = (run / f"sicog/round-{number}/pretrain/config.yaml").read_text()
+        assert yaml.safe_load(started)["model_name_or_path"] == str(run / "base")
+    assert list(json.loads((run / "evaluate/scores.json").read_text())["models"]) == [
+        "base",
+        "perception",
+        "perception-preference",
+        "reasoning",
+        "reasoning-preference",
+        "sicog",
+    ]
