@@ -51,8 +51,8 @@ $(STUDY_SEEDS): study-seed-%: $(STAMP)
 test: $(STAMP)  ## the offline tests (PYTEST_ARGS="-n 2" passes options on)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-slow: $(STAMP)  ## the tests that take minutes; installs Ray, and DeepSpeed, which needs a C++ compiler
-	$(BIN)/python -m pip install -c constraints.txt -e ".[deepspeed,ray]" "$$(grep '^torch==' constraints.txt)"
+test-slow: $(STAMP)  ## the tests that take minutes; installs bitsandbytes, Ray, and DeepSpeed, which needs a C++ compiler
+	$(BIN)/python -m pip install -c constraints.txt -e ".[deepspeed,qlora,ray]" "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 quality: $(STAMP)  ## check style and formatting of all Python folders

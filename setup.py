@@ -85,6 +85,7 @@ EXTRAS = {
     "vllm": ["vllm==0.29.0"],
     "ray": ["ray[data]>=2.60,<3"],
     "openai": ["openai>=2,<4"],  # candidates from a server
+    "qlora": ["bitsandbytes>=0.50,<1"],  # adapters on weights of 4 bits
     "similarity": ["sentence-transformers>=6,<7"],  # curation by a sentence encoder
     "quality": ["ruff>=0.17,<0.18"],  # a formatter's output changes between minor releases
     "test": ["pytest>=9,<10", "pytest-timeout>=2.4,<3", "pytest-xdist>=3.8,<4"],

@@ -26,8 +26,8 @@ from typing import Any
 from _curation import given_vectors, lookup, random_encoder, sentences, write_candidates
 
 from sicog_trl.curation import CurationConfig, curate
+from sicog_trl.curation.embedding import embedder
 from sicog_trl.data import load
-from sicog_trl.embedding import embedder
 from sicog_trl.files import replacing, write_json
 from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table

@@ -14,8 +14,8 @@ from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.curation import CurationConfig, curate, load_candidates
+from sicog_trl.curation.selection import advice, overview
 from sicog_trl.files import write_json
-from sicog_trl.selection import advice, overview
 
 
 @dataclass

@@ -135,6 +135,7 @@ def test_quantized_weights_need_adapters_and_bitsandbytes(tmp_path, cognition, m
         train("sft", **settings, **LORA)
 
 
+@pytest.mark.slow  # the quick tests do without bitsandbytes
 def test_qlora_trains_goes_on_and_is_loaded_by_generation(tmp_path, cognition, digits_world, digits_model, capsys):
     pytest.importorskip("bitsandbytes")
     settings = {**COMMON, **cognition, **LORA, "load_in_4bit": True, "freeze_vision_tower": True}

@@ -26,8 +26,7 @@ from curating import (
 from datasets import Dataset
 from trl.data_utils import is_conversational
 
-from sicog_trl import curated_files, curation
-from sicog_trl.curation import CurationConfig, curate
+from sicog_trl.curation import CurationConfig, curate, curation, writing
 from sicog_trl.data import CURATED_FEATURES, DROPPED_FEATURES, load, split_file
 from sicog_trl.files import AnotherRunError
 from sicog_trl.prompts import prompt_for
@@ -258,7 +257,7 @@ def test_result_does_not_depend_on_the_batch(batch, mixed, tmp_path, monkeypatch
     settings = CurationConfig(keep=0.5, description_accuracy=ACCURACY)
     expected = curate(mixed, settings, tmp_path / "whole")
     monkeypatch.setattr(curation, "_BATCH", batch)
-    monkeypatch.setattr(curated_files, "_ROWS", batch)
+    monkeypatch.setattr(writing, "_ROWS", batch)
     assert curate(mixed, settings, tmp_path / "batched") == expected
     for split in ("curated", "dropped"):
         rows = [pq.read_table(split_file(tmp_path / name, split)).to_pylist() for name in ("whole", "batched")]

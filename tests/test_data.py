@@ -21,6 +21,7 @@ from sicog_trl.data import (
     num_rows,
     save,
     split_file,
+    write_card,
     writing,
 )
 from sicog_trl.files import is_local, replacing, write_json
@@ -178,6 +179,19 @@ def test_splits_whose_names_begin_alike_are_told_apart(tmp_path):
     save(numbers(1), tmp_path, "train")
     save(numbers(2), tmp_path, "train-more")
     assert load(str(tmp_path))["value"][:] == [1]
+
+
+def test_a_folder_of_the_same_name_is_not_read_from_the_cache_of_another(tmp_path):
+    for parent, values in (("a", (1, 2)), ("b", (3, 4))):
+        folder = tmp_path / parent / "curate"
+        save(numbers(*values), folder, "kept")
+        save(numbers(), folder, "dropped")
+        write_card(folder, ["kept", "dropped"])
+    for parent, values in (("a", [1, 2]), ("b", [3, 4])):
+        folder = str(tmp_path / parent / "curate")
+        assert list(datasets.load_dataset(folder, split="kept")["value"]) == values
+        assert list(datasets.load_dataset(folder, "kept", split="kept")["value"]) == values
+    assert "0 rows in `dropped`" in (tmp_path / "a/curate/README.md").read_text()
 
 
 def test_mixture_follows_weights_and_seed(tmp_path):

@@ -11,8 +11,8 @@ import yaml
 from curating import BLUE, RED, answered, completions, described, ids, row, table
 
 from sicog_trl.curation import CurationConfig, curate
+from sicog_trl.curation.embedding import embedder
 from sicog_trl.data import save
-from sicog_trl.embedding import embedder
 
 
 pytest.importorskip("sentence_transformers", reason="the extra `similarity` is not installed")

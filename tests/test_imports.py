@@ -8,8 +8,17 @@ import sys
 import sicog_trl
 
 
-NOT_IMPORTED = ("torchvision", "vllm", "ray", "openai", "deepspeed", "lmms_eval")
-LIGHT = ("prompts", "responses", "views", "similarity")
+NOT_IMPORTED = (
+    "torchvision",
+    "vllm",
+    "ray",
+    "openai",
+    "deepspeed",
+    "lmms_eval",
+    "sentence_transformers",
+    "bitsandbytes",
+)
+LIGHT = ("prompts", "responses", "views")
 
 MODULES_AFTER_IMPORT = """
 import importlib, json, sys

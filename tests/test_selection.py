@@ -4,8 +4,8 @@ import pytest
 from curating import BLUE, FIVE, RED, answered, completions, described, ids, row, table
 
 from sicog_trl.curation import CurationConfig, curate
+from sicog_trl.curation.selection import advice, from_paper_threshold, overview, parse_threshold, score_needed
 from sicog_trl.data import load
-from sicog_trl.selection import advice, from_paper_threshold, overview, parse_threshold, score_needed
 
 
 def rows_with_scores(*agreeing: int) -> list[dict]:

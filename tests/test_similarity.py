@@ -5,7 +5,7 @@ import pytest
 from curating import BLUE, RED, answered, described, looked, reasoned, said
 from scipy.sparse import csr_matrix
 
-from sicog_trl.similarity import decisive_words, embedder, fault_of, score_rows, self_consistency
+from sicog_trl.curation.similarity import decisive_words, embedder, fault_of, score_rows, self_consistency
 
 
 def test_score_is_the_mean_over_the_others_by_hand():

@@ -4,8 +4,9 @@ An artefact is a Hub dataset or a folder with `data/<split>-00000-of-00001.parqu
 reads alike. Rows are followed by `id`, never by position.
 """
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, interleave_datasets, load_dataset
 
-from .files import is_local, replacing
+from .files import is_local, replacing, write_text
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -180,6 +181,39 @@ def writing(output_dir: str | Path, split: str, schema: pa.Schema) -> Iterator[p
 def num_rows(name: str | Path, split: str) -> int:
     """Return the number of rows of a split of a local artefact folder, from the Parquet footers alone."""
     return sum(pq.read_metadata(file).num_rows for file in Path(name, "data").glob(f"{split}-*-of-*.parquet"))
+
+
+def write_card(output_dir: str | Path, splits: Sequence[str]) -> None:
+    """
+    Write the `README.md` that lets `datasets.load_dataset(output_dir, <split>, split=<split>)` find the splits; the
+    first one needs no name.
+
+    Each split is a configuration of its own, because `load_dataset` wants one set of columns in all splits of one. One
+    without rows cannot be loaded that way, so the card does not promise it. `datasets` knows a folder with a card by
+    its last name and what the card says, not by its files: without a hash in the description `runs/b/curate` would be
+    read from the cache of `runs/a/curate`.
+    """
+    counts = {split: num_rows(output_dir, split) for split in splits}
+    lines = ["---", "configs:"] if any(counts.values()) else ["---"]
+    for split, count in counts.items():
+        if count:
+            lines += [f"- config_name: {split}", *["  default: true"] * (split == splits[0])]
+            lines += [f"  description: sha256:{_digest(output_dir, split)}"]
+            lines += [f"  data_files: [{{split: {split}, path: data/{split}-*}}]"]
+    lines += ["---", "", *[f"- {count} rows in `{split}`" for split, count in counts.items()]]
+    write_text(Path(output_dir, "README.md"), "\n".join(lines) + "\n")
+
+
+def _digest(output_dir: str | Path, split: str) -> str:
+    """Return a hash of the settings of an artefact, which name its input, and of the footer of a split."""
+    settings = Path(output_dir, "settings.json")
+    digest = hashlib.sha256(settings.read_bytes() if settings.exists() else b"")
+    with open(split_file(output_dir, split), "rb") as file:
+        file.seek(-8, 2)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, 2)
+        digest.update(file.read(length))
+    return digest.hexdigest()
 
 
 def load_mixture(mixture: MixtureConfig) -> Dataset:

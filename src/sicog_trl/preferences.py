@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
-from .data import CANDIDATES_FEATURES, PREFERENCE_FEATURES, writing
-from .files import claim, write_text
+from .curation.embedding import embedder
+from .data import CANDIDATES_FEATURES, PREFERENCE_FEATURES, write_card, writing
+from .files import claim
 from .preference_margins import judge, nearest, ranking
 from .preference_rows import CHOSEN, PairRow, check, digest, fingerprint, verdicts_of, with_damaged, with_ranked
 from .responses import canonical
-from .similarity import embedder
 
 
 SOURCES = ("damaged", "ranked")
@@ -36,17 +36,6 @@ DROPPED_PAIRS_FEATURES = Features(
         "margin": Value("float64"),
     }
 )
-# `datasets.load_dataset` wants the same columns in all splits of a configuration.
-_CARD = """\
----
-configs:
-- config_name: preference
-  default: true
-  data_files: [{split: preference, path: data/preference-*}]
-- config_name: dropped
-  data_files: [{split: dropped, path: data/dropped-*}]
----
-"""
 
 
 @dataclass
@@ -59,7 +48,8 @@ class PairConfig:
             Where the rejected side comes from: `"damaged"`, from candidates about a damaged image; or `"ranked"`, from
             the candidates that self-consistency ranked lowest.
         similarity (`str`, *optional*, defaults to `"word_ngram"`):
-            How the final parts of the sides are compared for `"damaged"`, see [`~sicog_trl.similarity.embedder`].
+            How the final parts of the sides are compared for `"damaged"`, see
+            [`~sicog_trl.curation.embedding.embedder`].
         min_margin (`float`, *optional*, defaults to `0.05`):
             Pairs whose sides differ by less are not built. The margin is 1 - cosine similarity of the final parts for
             `"damaged"`, and the consistency of the chosen side less that of the rejected one for `"ranked"`.
@@ -137,7 +127,7 @@ def make_pairs(
         if by_damage:
             tally.refuse_strangers()
         claim(settings_file, settings)  # not before: what fails above leaves no trace that would refuse the next try
-    write_text(Path(output_dir, "README.md"), _CARD)
+    write_card(output_dir, ["preference", "dropped"])
     return {**tally.summary(), "texts_longer_than_similarity_reads": getattr(embed, "num_cut", 0)}
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 
-PACKAGES = ("sicog-trl", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "lmms-eval")
+PACKAGES = (
+    "sicog-trl torch transformers trl datasets accelerate peft lmms-eval sentence-transformers bitsandbytes".split()
+)
 WEIGHTS = ("*model*.safetensors", "*model*.bin")
 
 

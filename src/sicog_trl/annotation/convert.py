@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from ..data import ANNOTATED_FEATURES, IMAGES_FEATURES, writing
-from ..files import claim, write_json, write_text
+from ..data import ANNOTATED_FEATURES, IMAGES_FEATURES, write_card, writing
+from ..files import claim, write_json
 from .reading import READERS, Reading
 from .records import Record, Records
 from .turns import Unusable
@@ -28,19 +28,6 @@ DROPPED_RECORDS_FEATURES = Features(
     }
 )
 _BATCH_BYTES, _BATCH_ROWS = 64 << 20, 1000
-# `datasets.load_dataset` wants the same columns in all splits of a configuration.
-_CARD = """\
----
-configs:
-- config_name: annotated
-  default: true
-  data_files: [{split: annotated, path: data/annotated-*}]
-- config_name: images
-  data_files: [{split: images, path: data/images-*}]
-- config_name: dropped
-  data_files: [{split: dropped, path: data/dropped-*}]
----
-"""
 
 
 @dataclass
@@ -175,7 +162,7 @@ def write_annotations(
             texts = {"question": reading.question, "answer": reading.answer}
             if stored:  # without an image and a question there is nothing to generate from
                 images.add({"id": record.id, "images": stored, **texts})
-    write_text(Path(output_dir, "README.md"), _CARD)
+    write_card(output_dir, ["annotated", "images", "dropped"])
     summary = {
         "records": records.total,
         "rows_in": len(records),

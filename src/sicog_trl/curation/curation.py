@@ -15,15 +15,15 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
-from .candidate_columns import Batch, Fingerprint, read_batch
-from .curated_files import CurationWriter
-from .data import CANDIDATES_FEATURES, load
+from ..data import CANDIDATES_FEATURES, load
+from ..files import claim
+from ..prompts import STEPS, TASKS
+from .columns import Batch, Fingerprint, read_batch
 from .embedding import Embed, embedder
-from .files import claim
-from .label_quality import grade, mean_accuracy, resolve
-from .prompts import STEPS, TASKS
+from .labels import grade, mean_accuracy, resolve
 from .selection import STRATEGIES, Verdict, chains_needed, choose, parse_threshold, select_rows
 from .similarity import coarse_fault, read_candidate, score_rows
+from .writing import CurationWriter
 
 
 _BATCH = 1000  # rows

@@ -15,9 +15,9 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.preprocessing import normalize
 
+from ..responses import chain_fault, final_part, normalize_answer
 from .decisive import Decisive, decisive_words
 from .embedding import Embed, embedder
-from .responses import chain_fault, final_part, normalize_answer
 
 
 __all__ = ["Embed", "decisive_words", "embedder", "fault_of", "self_consistency"]

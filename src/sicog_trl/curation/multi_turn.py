@@ -3,8 +3,8 @@
 SICOG turns captions of high consistency into conversations; its released code lacks that step.
 """
 
-from .prompts import STEP_REQUESTS
-from .responses import split_steps
+from ..prompts import STEP_REQUESTS
+from ..responses import split_steps
 
 
 def turns(text: str, mode: str, question: str | None) -> list[tuple[list[dict], list[dict]]]:

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import numpy as np
 
-from .responses import final_part, normalize_answer
+from ..responses import final_part, normalize_answer
 from .selection import Verdict
 
 

@@ -6,8 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from curating import BLUE, GARBAGE, RED, answered, completions, described, ids, looked, reasoned, row, said, table
 
-from sicog_trl import curated_files
-from sicog_trl.curation import CurationConfig, curate, load_candidates
+from sicog_trl.curation import CurationConfig, curate, load_candidates, writing
 from sicog_trl.data import CURATED_FEATURES, load, save, split_file
 from sicog_trl.prompts import STEP_REQUESTS
 from sicog_trl.responses import split_steps
@@ -159,7 +158,7 @@ def test_law_4_a_curation_that_dies_publishes_nothing_and_goes_on(tmp_path, monk
 
     rows = table(row("a", described(RED, RED)), row("b", described("", "")))
     with monkeypatch.context() as patch:
-        patch.setattr(curated_files, "_dropped_table", die)
+        patch.setattr(writing, "_dropped_table", die)
         with pytest.raises(KeyboardInterrupt):
             curate(rows, CurationConfig(), tmp_path / "died")
     assert not list((tmp_path / "died").rglob("*.parquet")) and not (tmp_path / "died" / "README.md").exists()

@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from .candidate_columns import combined, read_batch
-from .data import CURATED_FEATURES, DROPPED_FEATURES, split_file, writing
-from .files import replacing, write_text
+from ..data import CURATED_FEATURES, DROPPED_FEATURES, write_card, writing
+from ..files import replacing
+from ..prompts import prompt_for
+from ..responses import canonical
+from .columns import combined, read_batch
 from .multi_turn import turns
-from .prompts import prompt_for
-from .responses import canonical
 from .selection import Verdict
 
 
@@ -71,7 +71,7 @@ class CurationWriter:
             for table in candidates.with_format("arrow").iter(_ROWS):
                 self._write_some(table, self.verdicts[start : start + len(table)], files)
                 start += len(table)
-        write_text(Path(output_dir, "README.md"), _card(output_dir, {name: self.counts[name] for name in schemas}))
+        write_card(output_dir, list(schemas))
         with replacing(Path(output_dir, "scores.parquet")) as unfinished:
             pq.write_table(_scores(self.verdicts), unfinished)
         kept, told = self.counts["curated"], {"chains": self.counts["chains"], "rows": self.counts["multi_turn"]}
@@ -197,32 +197,3 @@ def _scores(verdicts: list[Verdict]) -> pa.Table:
         for name, field in zip(_SCORES.names, _SCORES.types, strict=True)
     }
     return pa.table(columns, schema=_SCORES)
-
-
-def _card(output_dir: str | Path, counts: dict[str, int]) -> str:
-    """
-    Return the card that tells `load_dataset` the splits, each as a configuration of its own: it wants the same columns
-    in all splits of one. A split without rows cannot be loaded that way, so the card does not promise it.
-
-    `datasets` knows a folder with a card by its last name and what the card says of it, not by its files: without a
-    hash in the description, `runs/b/curate` would be read from the cache of `runs/a/curate`.
-    """
-    lines = ["---", "configs:"]
-    for name, count in counts.items():
-        if count:
-            lines += [f"- config_name: {name}", *["  default: true"] * (name == "curated")]
-            lines += [f"  description: {_digest(output_dir, name)}"]
-            lines += [f"  data_files: [{{split: {name}, path: data/{name}-*}}]"]
-    lines += ["---", "", *[f"- {count} rows in `{name}`" for name, count in counts.items()]]
-    return "\n".join(lines) + "\n"
-
-
-def _digest(output_dir: str | Path, split: str) -> str:
-    """Return a hash of the settings, which name the candidates, and of the statistics that end a Parquet file."""
-    digest = hashlib.sha256(Path(output_dir, "settings.json").read_bytes())
-    with open(split_file(output_dir, split), "rb") as file:
-        file.seek(-8, 2)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, 2)
-        digest.update(file.read(length))
-    return f"sha256:{digest.hexdigest()}"
