@@ -16,7 +16,6 @@ NOT_IMPORTED = (
     "deepspeed",
     "lmms_eval",
     "sentence_transformers",
-    "bitsandbytes",
 )
 LIGHT = ("prompts", "responses", "views")
 
