@@ -118,7 +118,8 @@ def training(model: Path, folder: Path, size: dict[str, Any]) -> dict[str, dict[
     arguments = yaml.safe_load((RECIPES / "sft.yaml").read_text())
     views = ViewsConfig(arguments.pop("image_views"))
     arguments = {k: v for k, v in arguments.items() if k not in ("model_name_or_path", "datasets")}
-    samples = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
+    samples = arguments.pop("global_batch_size")
+    arguments["gradient_accumulation_steps"] = samples // arguments["per_device_train_batch_size"]
     # Enough scenes that no batch is a short last one of its epoch.
     dataset = annotated_pool(samples * size["steps"] // 4, seed=0)["cognition"]
     quiet = {"logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "output_dir": str(folder / "sft")}

@@ -199,7 +199,7 @@ def test_mixture_follows_weights_and_seed(tmp_path):
         save(training_rows(name, count), tmp_path / name, "train")
     sources = [{"path": str(tmp_path / "a"), "weight": 3}, {"path": str(tmp_path / "b")}]
     mixed = load_mixture(MixtureConfig(datasets=sources, mixture_seed=1))
-    assert set(mixed.column_names) == {"images", "prompt", "completion"}
+    assert set(mixed.column_names) == {"id", "images", "prompt", "completion"}
     names = sources_of(mixed)
     assert names.count("a") / len(names) == pytest.approx(0.75, abs=0.08)
     # Every row of every source is seen at least once.

@@ -27,7 +27,7 @@ def small(tmp_path_factory) -> Path:
     config["prepare"] = {"world": {**config["prepare"]["world"], **scenes}}
     config |= {"output_dir": str(folder / "run"), "base_model": "$run/world/model", "rounds": 1, "keep": [0.5]}
     for stage in ("cognition", "pretrain"):
-        config[stage] |= {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        config[stage] |= {"max_steps": 2, "per_device_train_batch_size": 2, "global_batch_size": 4}
         config[stage] |= {"logging_steps": 1, "save_steps": 1}
     config["instruct"] = {}
     config["generate"] |= {"max_completion_length": 96, "rows_per_shard": 4}  # room to stop now and then

@@ -221,8 +221,9 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
     Load the sources of `mixture` and interleave them by weight.
 
     A source that runs out is started again until every source has been seen whole once, so that the weights hold over
-    the whole dataset. Columns that training does not read are left out. Rows of a source without images get an empty
-    list of them if another source has some: text-only data may be mixed in (SICOG's pre-training does).
+    the whole dataset. Columns that training does not read are left out, but for an `id` that all sources have. Rows of
+    a source without images get an empty list of them if another source has some: text-only data may be mixed in
+    (SICOG's pre-training does).
 
     Returns:
         `datasets.Dataset`: with the columns of TRL's vision format (`images`, `prompt`, `completion` or `chosen` and
@@ -235,7 +236,7 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
         part = load(source["path"], source.get("config"), split)
         if not len(part):
             raise ValueError(f"datasets[{number}]: the split {split!r} of {source['path']} is empty; leave it out")
-        parts.append(part.select_columns([column for column in TRAINING_COLUMNS if column in part.column_names]))
+        parts.append(part.select_columns([name for name in ("id", *TRAINING_COLUMNS) if name in part.column_names]))
     if not parts:
         raise ValueError("datasets is empty: name at least one source with a `path`")
     if len(parts) == 1:
@@ -259,7 +260,9 @@ def _alike(parts: list[Dataset]) -> list[Dataset]:
             part if "images" in part.column_names else part.add_column("images", [[]] * len(part), feature=IMAGES)
             for part in parts
         ]
-    wanted = {name: IMAGES if name == "images" else MESSAGES for name in TRAINING_COLUMNS}
+    if not all("id" in part.column_names for part in parts):  # it only names a row in an error
+        parts = [part.select_columns([name for name in part.column_names if name != "id"]) for part in parts]
+    wanted = {**dict.fromkeys(TRAINING_COLUMNS, MESSAGES), "images": IMAGES, "id": Value("string")}
     for number, part in enumerate(parts):
         plain = {name for name, feature in part.features.items() if feature == Value("string")}
         features = Features({name: part.features[name] if name in plain else wanted[name] for name in part.features})
