@@ -242,6 +242,8 @@ def test_mixture_refuses_what_it_cannot_read(tmp_path):
     plain = Dataset.from_dict({"prompt": ["x"]}, features=Features({"prompt": Value("string")}))
     save(plain, tmp_path / "b", "train")
     save(training_rows("a", 1).select([]), tmp_path / "none", "train")
+    save(training_rows("a", 1).rename_column("images", "image"), tmp_path / "one", "train")
+    save(training_rows("a", 1).rename_column("completion", "chosen"), tmp_path / "told", "train")
     path = str(tmp_path / "a")
     for sources, message in [
         ([{"path": path, "wieght": 2}], r"datasets\[0\]: unknown key 'wieght'"),
@@ -254,7 +256,9 @@ def test_mixture_refuses_what_it_cannot_read(tmp_path):
         ),
         ([], "datasets is empty"),
         (None, "datasets is empty"),
-        ([{"path": path}, {"path": str(tmp_path / "b")}], "different training columns"),
+        ([{"path": path}, {"path": str(tmp_path / "b")}], r"datasets\[1\]: the column 'prompt' holds Value.*messages"),
+        ([{"path": str(tmp_path / "one")}], r"datasets\[0\]: .*one image in the column 'image'"),
+        ([{"path": path}, {"path": str(tmp_path / "told")}], "different training columns"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_mixture(MixtureConfig(datasets=sources))

@@ -90,7 +90,7 @@ DROPPED_FEATURES = Features(
         "reason": Value("string"),
     }
 )
-TRAINING_COLUMNS = ("images", "prompt", "completion", "chosen", "rejected")
+TRAINING_COLUMNS = ("images", "messages", "prompt", "completion", "chosen", "rejected")
 
 
 @dataclass
@@ -227,7 +227,7 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
 
     Returns:
         `datasets.Dataset`: with the columns of TRL's vision format (`images`, `prompt`, `completion` or `chosen` and
-        `rejected`).
+        `rejected`; or `messages`).
     """
     parts, weights = [], []
     for number, source in enumerate(mixture.datasets or []):
@@ -236,6 +236,11 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
         part = load(source["path"], source.get("config"), split)
         if not len(part):
             raise ValueError(f"datasets[{number}]: the split {split!r} of {source['path']} is empty; leave it out")
+        if "image" in part.column_names and "images" not in part.column_names:
+            raise ValueError(
+                f"datasets[{number}]: {source['path']} has one image in the column 'image'; a mixture reads lists of "
+                "them from 'images', so write the dataset with that column"
+            )
         parts.append(part.select_columns([name for name in ("id", *TRAINING_COLUMNS) if name in part.column_names]))
     if not parts:
         raise ValueError("datasets is empty: name at least one source with a `path`")
@@ -264,8 +269,14 @@ def _alike(parts: list[Dataset]) -> list[Dataset]:
         parts = [part.select_columns([name for name in part.column_names if name != "id"]) for part in parts]
     wanted = {**dict.fromkeys(TRAINING_COLUMNS, MESSAGES), "images": IMAGES, "id": Value("string")}
     for number, part in enumerate(parts):
-        plain = {name for name, feature in part.features.items() if feature == Value("string")}
-        features = Features({name: part.features[name] if name in plain else wanted[name] for name in part.features})
+        for name in set(part.column_names) - {"id", "images"}:
+            message = getattr(part.features[name], "feature", None)
+            if not isinstance(message, dict) or not isinstance(message.get("content"), Value):
+                raise ValueError(
+                    f"datasets[{number}]: the column {name!r} holds {part.features[name]}; a mixture reads messages, "
+                    "[{'role': ..., 'content': ...}] with one text as content"
+                )
+        features = Features({name: wanted[name] for name in part.features})
         if features != part.features:
             parts[number] = part.cast(features)
     return parts

@@ -147,12 +147,12 @@ def _sizes(dataset: Dataset, row: int, images: list[dict | str] | None) -> list[
     """Read height and width of the images of a row from their headers, turned as `datasets` turns them."""
     sizes = []
     for image in images or []:
-        place, content = (image, None) if isinstance(image, str) else (image["path"], image["bytes"])
         try:
+            place, content = (image, None) if isinstance(image, str) else (image["path"], image["bytes"])
             with PIL.Image.open(place if content is None else BytesIO(content)) as picture:
                 width, height = picture.size
                 turned = picture.getexif().get(Base.Orientation, 1) >= 5
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on what is broken
+        except (OSError, SyntaxError, TypeError, ValueError) as error:  # whatever is broken
             raise ValueError(f"{row_label(dataset, row)}: an image cannot be read: {error}") from error
         sizes.append((width, height) if turned else (height, width))
     return sizes

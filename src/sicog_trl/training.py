@@ -25,7 +25,7 @@ from .freezing import parts_table
 from .preview import preview
 from .provenance import versions
 from .resume import ResumeFix, claim_folder, last_checkpoint, refuse_other_settings
-from .training_data import TEXTS, NamedRows, has_images, refuse_placeholders
+from .training_data import TEXTS, NamedRows, check_texts, has_images, read_row, refuse_image_loss, texts_of
 
 
 @dataclass
@@ -120,12 +120,15 @@ class _VisionTraining(ResumeFix):
             sampler.seed = self.args.seed  # it is 42 in every run otherwise
         return sampler
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> None:
+        # in the order of the rows; for batches of like length Transformers would look for lengths that are not there
+        return None
+
     def _text_lengths(self) -> list[int]:
         """Count the tokens of each row, without those of its images; no image is decoded."""
-        names = self.train_dataset.column_names
-        columns = [name for name in TEXTS if name in names]
-        rows = zip(*(self.train_dataset[name] for name in columns), strict=True)
-        texts = ["\n".join(message["content"] for part in row for message in part) for row in rows]
+        names = [name for name in TEXTS if name in self.train_dataset.column_names]
+        rows = self.train_dataset.select_columns(names)
+        texts = ["\n".join(text for messages in row.values() for text in texts_of(messages)) for row in rows]
         return [len(ids) for ids in self.processing_class.tokenizer(texts)["input_ids"]]
 
 
@@ -156,8 +159,10 @@ def trainer_inputs(
     The model is handed over by name, not as an instance: DPOTrainer loads its reference from that name, and it must be
     this very model. Only an adapter that goes on training is loaded here.
     """
-    for dataset in (train_dataset, eval_dataset):
-        refuse_placeholders(dataset, model_args.model_name_or_path, model_args.model_revision)
+    refuse_image_loss(args, train_dataset)
+    for dataset in filter(None, (train_dataset, eval_dataset)):
+        check_texts(dataset, model_args.model_name_or_path, model_args.model_revision)
+        read_row(dataset, 0)  # TRL does, without a name for the row
     start = {"quantization_config": quantization(model_args)}
     init = {
         "revision": model_args.model_revision,
@@ -227,7 +232,9 @@ def train_and_save(
 
 def _record(trainer: SFTTrainer | DPOTrainer) -> dict[str, Any]:
     args, state, rows = trainer.args, trainer.state, len(trainer.train_dataset)
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    at_once = args.train_batch_size * args.world_size
+    batch = at_once * args.gradient_accumulation_steps
+    rows -= rows % at_once if args.dataloader_drop_last else 0
     epochs, steps = divmod(state.global_step, max(-(-rows // batch), 1))  # the last batch of an epoch may be short
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {

@@ -1,11 +1,12 @@
 """What a model trains on, checked before anything is loaded."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, Image, List
-from trl import ScriptArguments
+from datasets import Dataset, Image, List, Value
+from trl import DPOConfig, ScriptArguments, SFTConfig
 
 from .checkpoints import load_processor, placeholders
 from .data import MixtureConfig, load, load_mixture, split_files
@@ -68,6 +69,12 @@ def _checked(dataset: Dataset, kind: str, name: str) -> Dataset:
     if not any(wanted <= columns for wanted in COLUMNS[kind]):
         wanted = " or ".join(" + ".join(sorted(names)) for names in COLUMNS[kind])
         raise ValueError(f"the {name} needs the columns {wanted}; it has {', '.join(sorted(columns))}")
+    if plain := [column for column in TEXTS if isinstance(dataset.features.get(column), Value)]:
+        raise ValueError(
+            f"the {name} has plain text in the column {plain[0]}: TRL puts no image in front of it and no end behind "
+            "it, so the model would not learn to stop. Make messages of it: [{'role': 'user', 'content': ...}] in the "
+            "prompt, and the role 'assistant' in what is learned"
+        )
     if columns & {"image", "images"}:
         return dataset
     return dataset.add_column("images", [[]] * len(dataset), feature=List(Image()))
@@ -92,30 +99,52 @@ def data_fingerprint(script_args: ScriptArguments, mixture: MixtureConfig, evalu
     }
 
 
-def refuse_placeholders(dataset: Dataset | None, model_name_or_path: str, revision: str | None = None) -> None:
+def refuse_image_loss(args: SFTConfig | DPOConfig, dataset: Dataset) -> None:
+    """Refuse settings under which a model would learn to write the placeholders of the images of `dataset`."""
+    whole = "messages" in dataset.column_names and not getattr(args, "assistant_only_loss", True)
+    if has_images(dataset) and (whole or getattr(args, "completion_only_loss", None) is False):
+        change = "set assistant_only_loss: true" if whole else "leave completion_only_loss out"
+        raise ValueError(
+            f"the loss would count the whole text, the placeholders of images among it: {change}, or put what is "
+            "asked in a column prompt and the answer in a column completion"
+        )
+
+
+def check_texts(dataset: Dataset, model_name_or_path: str, revision: str | None = None) -> None:
     """
-    Refuse texts that hold what the processor takes for an image: TRL places one for each image of the row.
+    Refuse rows without a text, and texts that hold what the processor takes for an image.
+
+    TRL places one such placeholder for each image of the row.
 
     Args:
-        dataset (`datasets.Dataset`, *optional*):
+        dataset (`datasets.Dataset`):
             Its text columns are read, no image is decoded.
         model_name_or_path (`str`):
             Whose processor will read them.
         revision (`str`, *optional*):
             Revision of a Hub model.
     """
-    if dataset is None:
-        return
     tokens = placeholders(load_processor(model_name_or_path, revision=revision))
     names = [name for name in TEXTS if name in dataset.column_names]
     for number, row in enumerate(dataset.select_columns(names)):
-        for name, value in row.items():
-            for text in [value] if isinstance(value, str) else [message["content"] for message in value or []]:
-                if token := next((token for token in tokens if isinstance(text, str) and token in text), None):
+        for name, messages in row.items():
+            if not messages or any(message["content"] is None for message in messages):
+                label = row_label(dataset, number)
+                raise ValueError(f"{label}: there is no text in the column {name}; leave out that row")
+            for text in texts_of(messages):
+                if token := next((token for token in tokens if token in text), None):
                     raise ValueError(
                         f"{row_label(dataset, number)}: the column {name} holds {token!r}: {text[:80]!r}; take "
                         "it out, one is placed for each image of the row"
                     )
+
+
+def texts_of(messages: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the texts of messages, whose content is one text or, as TRL allows too, a list of texts and images."""
+    for message in messages:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+        yield from filter(None, parts)
 
 
 def row_label(dataset: Dataset, number: int) -> str:
@@ -124,7 +153,7 @@ def row_label(dataset: Dataset, number: int) -> str:
     row = dataset.select_columns(names)[number]
     if "id" in row:
         return f"row {number} (id {row['id']!r})"
-    texts = (value if isinstance(value, str) else value[-1]["content"] for value in row.values() if value)
+    texts = (messages[-1]["content"] for messages in row.values() if messages)
     return f"row {number} ({', '.join(repr(str(text)[:40]) for text in texts)})"
 
 
@@ -150,7 +179,11 @@ def read_row(dataset: Dataset, number: int, labels: Dataset | None = None) -> di
 
 
 def _listed(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "images": row["images"] or []} if "images" in row else row
+    if "images" not in row:
+        return row
+    if None in (images := row["images"] or []):
+        raise ValueError("one of its images is null")
+    return {**row, "images": images}
 
 
 class NamedRows(torch.utils.data.Dataset):
