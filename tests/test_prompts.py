@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 
 import pytest
 
@@ -116,6 +117,49 @@ def test_dressed_headings_are_read_and_written_plain(dress):
     assert canonical(text, "chain_of_thought") == build_steps("chain_of_thought", bodies)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["-3", ".5", "-0.5", "#1", "C#", "**3**", "*x* and *y*", "...", "- 3 or so", "$-\\frac{1}{2}$", "__init__"],
+)
+@pytest.mark.parametrize(
+    "heading",
+    ["Step 4: Answer: ", "**Step 4: Answer:** ", "**Step 4:** Answer - ", "Step 4 - **Answer**: ", "Step 4. Answer: "],
+)
+def test_a_heading_takes_nothing_of_the_text_on_its_line(heading, answer):
+    """A minus taken for a dash made -3 into 3, in what is compared and in what is trained on."""
+    text = "\n".join(f"Step {n}: {title}\nx" for n, title in enumerate(TITLES[:3], 1)) + f"\n{heading}{answer}"
+    assert final_part(text, "chain_of_thought") == answer
+    assert canonical(text, "chain_of_thought") == build_steps("chain_of_thought", ["x", "x", "x", answer])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 50_000 + "x",
+        "step 1" + " " * 50_000,
+        "step" + " " * 50_000,
+        "\n \n" * 20_000,
+        "#>" * 30_000,
+        "1." * 30_000,
+    ],
+)
+def test_a_model_that_repeats_itself_is_read_at_once(text):
+    """Each of the first two took ten seconds once, by backtracking."""
+    spent = []
+    for each in ("word " * (len(text) // 5), text):
+        started = time.perf_counter()
+        for mode in STEPS:
+            canonical(each, mode)
+        normalize_answer(each)
+        spent.append(time.perf_counter() - started)
+    assert spent[1] < 500 * spent[0]
+
+
+def test_a_number_too_long_for_an_int_is_text():
+    text = build_steps("chain_of_thought", ["a", "b", "c", f"Step {'1' * 5000}: x"])
+    assert is_complete(text, "chain_of_thought")
+
+
 def test_every_fault_of_a_chain_has_a_name():
     whole = build_steps("chain_of_thought", ["a", "b", "c", "d"])
     steps = [f"Step {n}: {title}\nx" for n, title in enumerate(TITLES, 1)]
@@ -130,6 +174,8 @@ def test_every_fault_of_a_chain_has_a_name():
         whole.replace("\nb", "\n"): "empty_step",
         f"Sure!\n{whole}": "text_before_steps",
         f"{whole}\n\nI hope this helps.": "text_after_answer",
+        f"{whole}\r\n\r\nI hope this helps.": "text_after_answer",
+        whole.replace("Task", "Task's aim"): "renamed_step",
         whole: None,
     }
     assert {text: chain_fault(text, "chain_of_thought") for text in faults} == faults
@@ -208,6 +254,9 @@ def test_every_mode_has_one_task():
         ("**Answer:** Seven", "7"),
         ("**red**", "red"),
         ("", ""),
+        ('"A"', "a"),
+        ("`B`", "b"),
+        ("\u22123", "-3"),
     ],
 )
 def test_normalize_answer(answer, normal):
@@ -215,6 +264,9 @@ def test_normalize_answer(answer, normal):
     assert normalize_answer(normal) == normal  # a normal form stays what it is
 
 
-@pytest.mark.parametrize(("one", "other"), [("5", ".5"), ("no", "not"), ("1", "10"), ("-3", "3"), ("b", "c")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("5", ".5"), ("no", "not"), ("1", "10"), ("-3", "3"), ("b", "c"), ("A, B", "B"), ("vitamin A", "vitamin")],
+)
 def test_different_answers_stay_different(one, other):
     assert normalize_answer(one) != normalize_answer(other)

@@ -18,9 +18,14 @@ _NUMBER_WORDS = (
 ).split()
 _NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 _ARTICLES = {"a", "an", "the"}
-_HEADING = re.compile(r"^[ \t]*[#>*_ \t]*step[ \t]+(\d+)[ \t]*[*_]*[ \t]*[:.)–—-](.*)$", re.MULTILINE | re.IGNORECASE)
+# What stands in front of "Step", the number, and the rest of the line. No two neighbouring parts match the same
+# characters, or a text of spaces would take minutes.
+HEADING = re.compile(r"^([#>*_ \t]*)step[ \t]+(\d{1,9})[ \t*_]*[:.)–—-](.*)$", re.MULTILINE | re.IGNORECASE)
+# Between a title and a text on the same line; a sign or a point that belongs to a number is none.
+SEPARATOR = re.compile(r"^[ \t]*(?::|\.(?![\d.])|[–—](?!\d)|-(?=[ \t]|$))")
 _DRESS = " \t*_#"
-_PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_MARKS = re.compile(r"\*+|_+")
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n")
 _OPTION = re.compile(r"\(?([a-z])[).:]*")
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct )?(?:answer|option)(?: is:?|:)\s+(?=\S)"
@@ -53,10 +58,10 @@ def build_steps(mode: str, bodies: list[str]) -> str:
 def _read_steps(text: str, mode: str) -> tuple[tuple[str, ...], str | None]:
     """Return the bodies of a chain, or what is wrong with it."""
     titles = STEPS[mode]
-    headings = list(_HEADING.finditer(text))
+    headings = list(HEADING.finditer(text))
     if not headings:
         return (), "no_steps"
-    numbers = [int(heading[1]) for heading in headings]
+    numbers = [int(heading[2]) for heading in headings]
     expected = list(range(1, len(titles) + 1))
     if numbers != expected:
         if len(set(numbers)) < len(numbers):
@@ -69,15 +74,26 @@ def _read_steps(text: str, mode: str) -> tuple[tuple[str, ...], str | None]:
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
     bodies = []
     for title, heading, end in zip(titles, headings, ends, strict=True):
-        line = heading[2].strip(_DRESS)
-        rest = line[len(title) :]
-        if line[: len(title)].casefold() != title.casefold() or rest[:1].isalnum():
+        rest = _behind_title(heading, title)
+        if rest is None:
             return (), "renamed_step"
-        rest = rest.lstrip(_DRESS + ":.–—-")
         bodies.append(f"{rest}{text[heading.end() : end]}".strip())
     if not all(body.strip(_DRESS + "\n") for body in bodies):
         return (), "empty_step"
     return tuple(bodies), None
+
+
+def _behind_title(heading: re.Match[str], title: str) -> str | None:
+    """Return what stands behind the title on its line, without the dress of the heading; `None` without the title."""
+    line = heading[3].lstrip(_DRESS)
+    rest = line[len(title) :]
+    if line[: len(title)].casefold() != title.casefold() or rest[:1].isalnum() or rest[:1] in ("'", "\u2019"):
+        return None
+    before = _MARKS.findall(heading[0].removesuffix(line))
+    if len(before) % 2:  # the emphasis that was opened there ends here, at the title or at the end of the line
+        rest = rest.replace(before[-1], "", 1)
+    rest = rest if rest.strip(_DRESS + "\r") else ""
+    return SEPARATOR.sub("", rest).strip()
 
 
 def chain_fault(text: str, mode: str) -> str | None:
@@ -158,7 +174,7 @@ def normalize_answer(answer: str) -> str:
     '7'
     ```
     """
-    text = answer.replace("**", "").strip(" \t\n*_").lower()
+    text = answer.replace("**", "").replace("\u2212", "-").strip(" \t\r\n*_\"'`").lower()
     if lead := _LEAD.match(text):
         text = text[lead.end() :]
     if option := _OPTION.fullmatch(text):
@@ -167,5 +183,12 @@ def normalize_answer(answer: str) -> str:
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)
     text = re.sub(r"(?<![\w.])(\d+)(?:\.0+|(\.\d*[1-9])0*)(?![\w]|\.\d)", r"\1\2", text)
     words = [word.strip(".,;:!?\"'()[]") for word in text.split()]
-    words = [_NUMBERS.get(word, word) for word in words if word and word not in _ARTICLES]
-    return " ".join(word for word in words if word)
+    words = [word for word in words if word]
+    return " ".join(_NUMBERS.get(word, word) for at, word in enumerate(words) if not _is_article(words, at))
+
+
+def _is_article(words: list[str], at: int) -> bool:
+    """Return whether a word may be left out; the "a" of "A, B" or of "vitamin A" is a name and no article."""
+    if words[at] != "a":
+        return words[at] in _ARTICLES
+    return at + 1 < len(words) and not (len(words[at + 1]) == 1 and words[at + 1].isalpha())

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..prompts import CHAIN_OF_DESCRIPTION_STEPS, prompt_for, task_of
-from ..responses import build_steps, chain_fault, split_steps
+from ..responses import HEADING, SEPARATOR, build_steps, chain_fault, split_steps
 from .turns import Unusable, check_text, clean_question, turns_of
 
 
 TAGS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 _TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
-_STEP = re.compile(r"^[ \t]*([#>*_ \t]*)step[ \t]+(\d+)[ \t]*[*_]*[ \t]*[:.)–—-](.*)$", re.MULTILINE | re.IGNORECASE)
 _DRESS = " \t\n*_#"
 _TITLE_WORDS = 12  # ours: the longest title of the released prompts has 8 words; a longer line is part of the text
 
@@ -106,7 +105,7 @@ def read_steps(text: str) -> list[str]:
     """
     if steps := split_steps(text, "chain_of_description"):
         return steps
-    headings = list(_STEP.finditer(text))
+    headings = list(HEADING.finditer(text))
     numbers = [int(heading[2]) for heading in headings]
     # Under titles of ours it may read: then only the titles, the length of which is looked at below, are others.
     ours = "\n".join(f"Step {number}: {_ours(number)}\nx" for number in numbers)
@@ -120,7 +119,7 @@ def read_steps(text: str) -> list[str]:
         title, _, inline = heading[3].strip().partition("**") if "*" in heading[1] else (heading[3], "", "")
         if len(title.split()) > _TITLE_WORDS:
             raise Unusable("no_title", heading[0][:80])
-        body = f"{inline.lstrip(_DRESS + ':.–—-')}{text[heading.end() : end]}".strip()
+        body = f"{SEPARATOR.sub('', inline).strip()}{text[heading.end() : end]}".strip()
         if not body.strip(_DRESS):
             raise Unusable("empty_step", heading[0][:80])
         bodies.append(body)
