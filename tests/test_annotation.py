@@ -27,7 +27,7 @@ from openai_server import StubServer
 from sicog_trl.annotation import READERS, AnnotationConfig, TeacherConfig, Unusable, annotate, annotate_with_teacher
 from sicog_trl.annotation.answers import Answers
 from sicog_trl.annotation.records import read_json
-from sicog_trl.annotation.turns import clean_question
+from sicog_trl.annotation.turns import clean_question, turns_of
 from sicog_trl.data import load
 from sicog_trl.files import AnotherRunError
 from sicog_trl.generation import ImageRows
@@ -155,6 +155,50 @@ def test_a_question_loses_what_other_prompts_asked_for_and_nothing_else(suffix):
     assert clean_question(QUESTION + suffix) == QUESTION
     assert clean_question("Why is a single word or phrase enough?") == "Why is a single word or phrase enough?"
     assert clean_question("Is the dance shown step by step?") == "Is the dance shown step by step?"
+
+
+def test_a_long_text_of_line_breaks_is_read_at_once():
+    """By backtracking 20,000 line breaks took 40 seconds once."""
+    spent = []
+    for blank in (" x", " \n"):
+        question = f"Why?{blank * 10_000} x"
+        started = time.perf_counter()
+        assert clean_question(question) == question
+        turns_of({"conversations": talk(f"<image>{question}", "a")}, 1)
+        spent.append(time.perf_counter() - started)
+    assert spent[1] < 500 * spent[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"image": 5}, "unknown_image"),
+        ({"image": ["a.png", None]}, "unknown_image"),
+        ({"image": [["a.png"]]}, "unknown_image"),
+        ({"image": {"url": "a.png"}}, "unknown_image"),
+        ({"image": {"bytes": "aGFsbG8="}}, "unknown_image"),
+        ({"image": {"path": 5}}, "unknown_image"),
+        ({"image": "iVBOR" * 1000}, "unreadable_image"),
+        ({"image": "."}, "missing_image"),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["Why?"]}}, "no_conversation"),
+        ({"conversations": {"from": "human", "value": 5}}, "no_conversation"),
+    ],
+)
+def test_a_malformed_record_is_counted_and_neither_stops_the_run_nor_loses_its_image(tmp_path, fields, reason):
+    picture(tmp_path / "in", "a.png")
+    good = {"id": "a", "image": "a.png", "conversations": talk("<image>\nWhy?", "So.")}
+    bad = {"id": "b", "conversations": talk("Why?", "So."), **fields}
+    counts = convert(write(tmp_path / "in", [bad, good]), tmp_path / "out", "conversations")
+    assert (counts["kept"], counts["dropped"]) == (1, {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("é".encode("latin-1"), "UTF-8"), (b'{"a":' + b"[" * 100_000, "record 0 is nested")]
+)
+def test_a_file_that_is_no_json_is_named(tmp_path, content, message):
+    (tmp_path / "in.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"in\.jsonl.*{message}"):
+        list(read_json(tmp_path / "in.jsonl"))
 
 
 # Captions in five steps

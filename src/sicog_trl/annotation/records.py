@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -141,11 +141,11 @@ class Records:
         names = image_columns(self.dataset.features) if self.dataset is not None else ("images", "image")
         found = []
         for value in (fields.get(name) for name in names):
+            if value is None or value == "":
+                continue
             for image in value if isinstance(value, list) else [value]:
-                if isinstance(image, str) and image:
-                    found.append({"bytes": None, "path": image})
-                elif isinstance(image, dict) and (image.get("bytes") is not None or image.get("path")):
-                    found.append({"bytes": image.get("bytes"), "path": image.get("path")})
+                stored = {"bytes": None, "path": image} if isinstance(image, str) else image
+                found.append(stored if isinstance(stored, dict) else {"path": stored})
         return found
 
     def stored(self, record: Record, embed: bool) -> list[dict[str, Any]]:
@@ -159,11 +159,19 @@ class Records:
                 Read the files, so that the artefact stands alone; otherwise their absolute paths are kept.
 
         Raises:
-            [`Unusable`]: naming the file, if there is none, it is empty, or it lies outside of `image_root`.
+            [`Unusable`]: naming the file, if there is none, it is empty or cannot be read, or it lies outside of
+            `image_root`; or what stands in the place of an image, if that is neither bytes nor a path.
         """
-        return [
-            image if image["bytes"] is not None else self._of_file(image["path"], embed) for image in record.images
-        ]
+        stored = []
+        for image in record.images:
+            data, path = image.get("bytes"), image.get("path")
+            if isinstance(data, bytes) and isinstance(path, str | None):
+                stored.append({"bytes": data, "path": path})
+            elif data is None and isinstance(path, str) and path:
+                stored.append(self._of_file(path, embed))
+            else:
+                raise Unusable("unknown_image", f"{image!r:.80}")
+        return stored
 
     def _of_file(self, name: str, embed: bool) -> dict[str, Any]:
         path = Path(name)
@@ -173,13 +181,16 @@ class Records:
             # The list of somebody else must not carry other files of this machine into a dataset that is published.
             if not path.is_relative_to(root):
                 raise Unusable("outside_image_root", name)
-        if not path.is_file():
-            raise Unusable("missing_image", name)
-        if not path.stat().st_size:
-            raise Unusable("empty_image", name)
-        if not embed:
-            return {"bytes": None, "path": str(path.absolute())}
-        return {"bytes": path.read_bytes(), "path": path.name}
+        try:
+            if not path.is_file():
+                raise Unusable("missing_image", name)
+            if not path.stat().st_size:
+                raise Unusable("empty_image", name)
+            if not embed:
+                return {"bytes": None, "path": str(path.absolute())}
+            return {"bytes": path.read_bytes(), "path": path.name}
+        except OSError as error:  # such as a picture in base64 where a path is expected: that is too long a name
+            raise Unusable("unreadable_image", f"{name:.80}: {error.strerror}") from error
 
 
 def read_json(path: Path) -> Iterator[dict[str, Any]]:
@@ -192,7 +203,7 @@ def read_json(path: Path) -> Iterator[dict[str, Any]]:
     decoder, number, text, at = json.JSONDecoder(), 0, "", 0
     with open(path, encoding="utf-8-sig") as file:
         listed = False
-        while chunk := file.read(_CHUNK):
+        while chunk := _read(file, path):
             text, at = text[at:] + chunk, 0
             if not listed and not number and (start := text.lstrip()).startswith("["):
                 text, listed = start[1:], True
@@ -202,6 +213,8 @@ def read_json(path: Path) -> Iterator[dict[str, Any]]:
                     break
                 try:
                     record, at = decoder.raw_decode(text, at)
+                except RecursionError as error:
+                    raise ValueError(f"{path}: record {number} is nested too deeply") from error
                 except json.JSONDecodeError as error:
                     if len(text) - at > _MOST:
                         raise ValueError(f"{path}: record {number} is no JSON: {error.msg}") from error
@@ -213,6 +226,13 @@ def read_json(path: Path) -> Iterator[dict[str, Any]]:
     left = text[at:].strip()
     if left != ("]" if listed else ""):
         raise ValueError(f"{path}: record {number} is no JSON, or the file is cut off there: {left[:80]!r}")
+
+
+def _read(file: TextIO, path: Path) -> str:
+    try:
+        return file.read(_CHUNK)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 ({error}); convert it") from error
 
 
 def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:

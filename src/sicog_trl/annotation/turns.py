@@ -8,7 +8,7 @@ from ..generation.openai_sampler import PLACEHOLDERS
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _IMAGE = "<image>"
-_AROUND = re.compile(rf"^\s*((?:{_IMAGE}\s*)*)(.*?)((?:\s*{_IMAGE})*)\s*$", re.DOTALL)
+_BEFORE = re.compile(rf"(?:\s*{_IMAGE})*")
 # Sentences that ask for the form of an answer; the prompts of this package ask for it in their own words.
 _REQUESTS = "|".join(
     (
@@ -20,6 +20,7 @@ _REQUESTS = "|".join(
         r"(?:let'?s )?think(?: about it)? step[- ]by[- ]step",
     )
 )
+_LONGEST_REQUEST = 200  # characters; only so much of the end is looked at, as the search goes back and forth
 _REQUEST = re.compile(rf"(?:^|(?<=[.?!:)\n])|\n)\s*(?:please,? )?(?:{_REQUESTS})\s*[.!]?\s*$", re.IGNORECASE)
 
 
@@ -56,7 +57,10 @@ def turns_of(fields: dict[str, Any], num_images: int) -> list[dict[str, str]]:
     """
     found = fields.get("conversations") or fields.get("messages")
     if isinstance(found, dict):  # as older versions of `datasets` store a list of dicts
-        found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        try:
+            found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        except (TypeError, ValueError) as error:  # no lists, or of different lengths
+            raise Unusable("no_conversation", f"{found!r:.80}") from error
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
         raise Unusable("no_conversation", f"{found!r:.80}")
     turns = []
@@ -81,12 +85,14 @@ def turns_of(fields: dict[str, Any], num_images: int) -> list[dict[str, str]]:
 
 
 def _without_placeholders(text: str, num_images: int) -> str:
-    before, rest, after = _AROUND.match(text).groups()
-    count = (before + after).count(_IMAGE)
+    before = _BEFORE.match(text)[0]
+    count, rest = before.count(_IMAGE), text[len(before) :].strip()
+    while rest.endswith(_IMAGE):
+        count, rest = count + 1, rest.removesuffix(_IMAGE).rstrip()
     # Training shows the images first; where a text points at one by its place, it would say something else.
     if count not in (0, num_images):
         raise Unusable("no_image" if not num_images else "placeholder", f"{count} placeholders, {num_images} images")
-    return rest.strip()
+    return rest
 
 
 def check_text(text: str) -> None:
@@ -101,6 +107,7 @@ def check_text(text: str) -> None:
 
 def clean_question(text: str) -> str:
     """Return a question without the closing sentences that ask for a single word, a letter or steps."""
-    while (shorter := _REQUEST.sub("", text).strip()) != text:
-        text = shorter
+    text = text.strip()
+    while found := _REQUEST.search(text, max(0, len(text) - _LONGEST_REQUEST)):
+        text = text[: found.start()].strip()
     return text
