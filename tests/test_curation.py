@@ -110,13 +110,13 @@ def test_keep_is_a_share_of_each_task(tmp_path):
     assert ids(tmp_path, "curated") == ["d0", "d4", "r3", "r4"]
     assert summary["kept"] == 4
     assert summary["dropped"] == {"inconsistent": 6}
-    whole = curate(table(*rows), CurationConfig(keep=1.0, min_consistency=None), tmp_path / "whole")
+    whole = curate(table(*rows), CurationConfig(keep=1.0, min_consistency=0), tmp_path / "whole")
     assert whole["kept"] == 10
 
 
 def test_broken_rows_count_into_the_share(mixed, tmp_path):
     # 7 descriptions and 3 questions: a share of 0.4 is 3 and 1 rows, though only 3 and 3 can be chosen.
-    curate(mixed, CurationConfig(keep=0.4, min_consistency=None), tmp_path)
+    curate(mixed, CurationConfig(keep=0.4, min_consistency=0), tmp_path)
     assert ids(tmp_path, "curated") == ["agree", "two-of-three", "quarrel", "sure"]
 
 

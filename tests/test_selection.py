@@ -43,6 +43,15 @@ def test_a_winner_with_whom_nobody_agrees_passes_no_quantile(tmp_path):
     assert curate(rows, CurationConfig(min_consistency=0), tmp_path / "zero")["kept"] == 3
 
 
+def test_who_gives_a_share_alone_gets_it_except_what_nobody_agrees_with(tmp_path):
+    """The quantile that holds without a share would keep four fifths down to three quarters."""
+    rows = table(*rows_with_scores(4, 3, 4, 2, 1))
+    for share, kept in ((0.8, ["r0", "r1", "r2", "r3"]), (1.0, ["r0", "r1", "r2", "r3"]), (0.4, ["r0", "r2"])):
+        curate(rows, CurationConfig(keep=share), tmp_path / str(share))
+        assert ids(tmp_path / str(share), "curated") == kept
+    assert curate(rows, CurationConfig(keep=1.0, min_consistency="q0.25"), tmp_path / "both")["kept"] == 4
+
+
 def test_keep_and_min_consistency_both_apply(tmp_path):
     rows = table(*rows_with_scores(4, 3, 4, 2))
     assert curate(rows, CurationConfig(keep=0.25), tmp_path / "keep")["kept"] == 1
@@ -55,8 +64,9 @@ def test_keep_and_min_consistency_both_apply(tmp_path):
 )
 def test_thresholds_from_yaml_and_command_line(value, parsed):
     config = CurationConfig(min_consistency=value, multi_turn_min_consistency=value)
-    assert config.min_consistency == config.multi_turn_min_consistency == parsed
-    assert type(config.min_consistency) is type(parsed)
+    assert config.multi_turn_min_consistency == parsed
+    assert config.min_consistency == ("q0.25" if parsed is None else parsed)
+    assert type(config.multi_turn_min_consistency) is type(parsed)
 
 
 @pytest.mark.parametrize("value", ["p25", "q25", 1.5, -0.1, "nan", True])
@@ -98,7 +108,7 @@ def test_likelihood_chooses_what_the_model_found_likeliest(tmp_path):
         row("b", likely((RED, -0.9), (RED, -0.5), (FIVE, -0.5))),  # the first of two
         row("c", [*likely((BLUE, -0.5), (RED, -0.7)), {**described(" ")[0], "mean_logprob": None}]),
     ]
-    curate(table(*rows), CurationConfig(strategy="likelihood", min_consistency=None), tmp_path)
+    curate(table(*rows), CurationConfig(strategy="likelihood", min_consistency=0), tmp_path)
     assert completions(tmp_path) == {"a": BLUE, "b": RED, "c": BLUE}
 
 

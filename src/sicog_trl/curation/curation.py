@@ -48,13 +48,14 @@ class CurationConfig:
         veto (`bool`, *optional*, defaults to `True`):
             Sentences that differ in numbers, colours, negations or spatial words disagree, whatever their similarity;
             paragraphs disagree by their share of such words that contradict each other.
-        min_consistency (`float` or `str`, *optional*, defaults to `"q0.25"`):
+        min_consistency (`float` or `str`, *optional*):
             Rows whose winner scores less are dropped as `inconsistent`: a score in [0, 1], or a quantile of the
-            winners' scores of each task; with `"q0.25"` the best three quarters stay. The other strategies keep as
-            many rows.
+            winners' scores of each task; with `"q0.25"` the best three quarters stay. A quantile never keeps a row
+            whose winner nobody agrees with, `0` keeps all that have a sound candidate. Defaults to `"q0.25"`, and
+            with `keep` to `"q0"`, so that the share alone decides. The other strategies keep as many rows.
         keep (`float`, *optional*):
             Share of the rows of each task to keep, the most consistent first. A row must pass both this and
-            `min_consistency`; set that to `None` if the share alone is to decide.
+            `min_consistency`.
         multi_turn_min_consistency (`float` or `str`, *optional*):
             Kept chains that score at least this much, or belong to the best by this quantile of the kept chains of
             their task, are also written as conversations, a turn per step, into the split `multi_turn`.
@@ -71,9 +72,9 @@ class CurationConfig:
     similarity: str = field(default="word_ngram", metadata={"help": "How texts are compared."})
     similarity_batch_size: int = field(default=32, metadata={"help": "Texts a sentence-transformers model reads."})
     veto: bool = field(default=True, metadata={"help": "Differing numbers, colours, negations, places disagree."})
-    # The paper keeps 213K rows of about 283K (117,983 images and 164,785 questions): three quarters.
     min_consistency: str | None = field(
-        default="q0.25", metadata={"help": "Drop rows whose winner scores less: 0.75, or a quantile such as q0.25."}
+        default=None,
+        metadata={"help": "Drop rows whose winner scores less: 0.75, or a quantile; q0.25, or q0 with `keep`."},
     )
     keep: float | None = field(default=None, metadata={"help": "Share of the rows of each task to keep."})
     multi_turn_min_consistency: str | None = field(
@@ -91,6 +92,9 @@ class CurationConfig:
             raise ValueError(f"similarity_batch_size is at least 1, got {self.similarity_batch_size}")
         for name in ("min_consistency", "multi_turn_min_consistency"):
             setattr(self, name, parse_threshold(name, getattr(self, name)))
+        if self.min_consistency is None:
+            # The paper keeps 213K rows of about 283K (117,983 images and 164,785 questions): three quarters.
+            self.min_consistency = "q0.25" if self.keep is None else "q0"
 
 
 def load_candidates(names: list[str], config: str | None = None, split: str = "candidates") -> Dataset:

@@ -163,7 +163,7 @@ def draw(seed: int, row_id: str, purpose: str) -> int:
 def select_rows(
     verdicts: list[Verdict],
     strategy: str,
-    min_consistency: str | float | None,
+    min_consistency: str | float,
     keep: float | None,
     seed: int,
 ) -> dict[str, float | None]:
