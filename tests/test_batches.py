@@ -52,6 +52,7 @@ def test_two_processes_learn_from_the_same_global_batch_as_one(tmp_path, mixture
     assert losses(tmp_path / "two", 5) == pytest.approx(losses(tmp_path / "one", 5), abs=2e-4)
     records = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two")]
     assert records[0]["samples"] == records[1]["samples"] == 20
+    assert records[0]["tokens"] == records[1]["tokens"]
 
 
 def test_a_resumed_run_may_divide_its_batch_anew(tmp_path, mixture):

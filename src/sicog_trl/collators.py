@@ -117,7 +117,7 @@ class ImageInEveryBatch:
 
     Processes that share weights or gradients (ZeRO, FSDP) wait for each other in every part of the model. If one of
     them had a batch of texts alone, it would never reach the vision tower, and the others would wait for ever. Behind
-    the text the image changes neither the loss nor a gradient, since attention looks back only.
+    the text and masked like padding, the image changes no loss, no gradient and no count of tokens.
 
     Args:
         collator (`Callable`):
@@ -147,7 +147,7 @@ class ImageInEveryBatch:
         for name, values in batch.items():
             if values.shape == (rows, length):
                 tail = values.new_full((rows, blank["input_ids"].shape[1]), self.fill.get(name, 0))
-                if name in blank:  # labels and masks of the completion are not
+                if name in blank and name != "attention_mask":  # as padding: it is no token that was learned from
                     tail[longest] = blank[name][0]
                 batch[name] = torch.cat([values, tail], dim=1)
         for name in blank.keys() - batch.keys():
