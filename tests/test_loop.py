@@ -180,6 +180,35 @@ def test_wrong_settings_are_named(tmp_path):
         config(tmp_path, controls=["base_only"])
     with pytest.raises(ValueError, match="keep has 1 values for 2 rounds"):
         config(tmp_path, keep=[0.5])
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    for change, message in (
+        ({"generate": "generate.yaml"}, r"generate is a mapping of arguments.*generate\.yaml"),
+        ({"prepare": {"world": None}}, "world is a mapping"),
+        ({"keep": 0.5}, "keep is a list with one value per round"),
+        ({"generate": {"description_modes": None}}, "description_modes is a mapping from modes to numbers"),
+        ({"generate": {"description_modes": {"detailed_description": "3"}}}, "mapping from modes to numbers"),
+        ({"generate": {"config": str(tmp_path / "empty.yaml")}}, r"empty\.yaml holds no arguments"),
+        ({"generate": {"dataset_name": "costs $5"}}, r"'costs \$5'.*is written \$\$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stages(config(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prepare": {"stage1": {"recipe": "sft.py"}}}, {"controls": ["oracle", "oracle"]}],
+    ids=["prepare", "control"],
+)
+def test_a_stage_of_the_same_name_does_not_pass_for_done(tmp_path, change):
+    with pytest.raises(ValueError, match="two stages are called"):
+        stages(config(tmp_path, **change))
+
+
+@pytest.mark.parametrize("path", ["$curated", "${curated}", "$curated/more"])
+def test_the_control_without_self_generated_data_has_none_however_it_is_written(tmp_path, path):
+    datasets = [{"path": path, "split": "curated"}, {"path": "own"}]
+    plan = by_name(config(tmp_path, pretrain={"datasets": datasets, "max_steps": 2}, controls=["annotated_only"]))
+    assert plan["annotated_only/round-1/pretrain"].config["datasets"] == [{"path": "own"}]
 
 
 @pytest.mark.usefixtures("bf16_everywhere")

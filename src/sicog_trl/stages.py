@@ -6,6 +6,7 @@ tuned on instructions. A control is the same list with one thing exchanged, so t
 training steps.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,14 @@ ARM = "sicog"
 # Control -> how it chooses from the candidates of the main arm; `None` trains on no self-generated data.
 CONTROLS = {"annotated_only": None, "random_candidate": "random", "oracle": "oracle"}
 CURATED = "$curated"
+_CURATED = re.compile(r"(?<!\$)\$(curated\b|\{curated\})")
 # Model of stage 1, where there are two -> the task that it writes candidates for.
 APART = {"perception": "description", "reasoning": "reasoning"}
 STAGE1 = ("sft", "preference")
+_SECTIONS = (
+    *("cognition", "perception", "reasoning", "damage", "pair", "preference"),
+    *("generate", "curate", "pretrain", "instruct", "evaluate"),
+)
 
 
 @dataclass
@@ -108,12 +114,19 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds is at least 1, got {self.rounds}")
+        sections = {name: getattr(self, name) for name in ("prepare", *_SECTIONS)}
+        for name, section in [*sections.items(), *(self.prepare.items() if isinstance(self.prepare, dict) else ())]:
+            if not isinstance(section, dict):
+                raise ValueError(f"{name} is a mapping of arguments, or {{config: its YAML}}; got {section!r:.80}")
         if unnamed := [name for name, section in self.prepare.items() if "recipe" not in section]:
             raise ValueError(f"prepare: {unnamed[0]!r} does not name its `recipe`")
         if unknown := [control for control in self.controls if control not in CONTROLS]:
             raise ValueError(f"controls: unknown {unknown[0]!r}; choose from {', '.join(CONTROLS)}")
         for name in ("keep", "min_consistency"):
-            if (values := getattr(self, name)) is not None and len(values) != self.rounds:
+            values = getattr(self, name)
+            if values is not None and not isinstance(values, list):
+                raise ValueError(f"{name} is a list with one value per round, got {values!r}")
+            if values is not None and len(values) != self.rounds:
                 raise ValueError(f"{name} has {len(values)} values for {self.rounds} rounds; give one per round")
         if bool(self.cognition) == bool(self.perception or self.reasoning):
             raise ValueError("stage 1 is either `cognition`, or `perception` and `reasoning`: give one of the two")
@@ -177,6 +190,10 @@ def stages(config: LoopConfig) -> list[Stage]:
     if config.evaluate:
         arguments = _section(config.evaluate, models=models, reference=["base", *config.controls])
         plan.append(_stage("evaluate", "evaluate.py", arguments, known))
+    folders = [stage.folder.resolve() for stage in plan]
+    for number, stage in enumerate(plan):
+        if folders[number] in folders[:number]:  # the second one would pass for done
+            raise ValueError(f"two stages are called {stage.name!r}; rename that of `prepare`, or name a control once")
     return plan
 
 
@@ -247,6 +264,8 @@ def _generate(
             arguments["previous"] = str(Path(config.output_dir, earlier[place]))
             for modes in ("description_modes", "reasoning_modes"):
                 counts = arguments.get(modes, getattr(CandidateConfig(), modes))
+                if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
+                    raise ValueError(f"generate: {modes} is a mapping from modes to numbers, got {counts!r:.80}")
                 arguments[modes] = {mode: number * count for mode, count in counts.items()}
         yield _stage(name, "generate.py", arguments, known, arm=ARM, round=number)
 
@@ -256,7 +275,8 @@ def _trained(name: str, arguments: dict, arm: str, controlled: bool) -> dict:
     if controlled and int(arguments.get("max_steps", -1)) < 1:
         raise ValueError(f"{name}: give `max_steps`; arms with other data are equal in steps, not in epochs")
     if arm == "annotated_only":
-        arguments["datasets"] = [s for s in arguments.get("datasets") or [] if s["path"] != CURATED]
+        sources = arguments.get("datasets") or []
+        arguments["datasets"] = [source for source in sources if not _CURATED.search(str(source))]
         if not arguments["datasets"]:
             raise ValueError(f"{name}: the control `annotated_only` needs a source in `datasets` beside {CURATED}")
     return arguments
@@ -274,6 +294,8 @@ def _section(section: dict, **filled: Any) -> dict:
     if path.name and not path.exists():
         raise FileNotFoundError(f"config: {path} does not exist; paths are relative to the working directory")
     start = yaml.safe_load(path.read_text()) if path.name else {}
+    if not isinstance(start, dict):
+        raise ValueError(f"config: {path} holds no arguments, but {start!r:.80}")
     return {**start, **filled, **section}
 
 
@@ -289,4 +311,6 @@ def _resolve(value: Any, known: dict[str, Any]) -> Any:
             return Template(value).substitute(known)
         except KeyError as error:
             raise ValueError(f"{value!r}: there is no ${error.args[0]} here; known are {sorted(known)}") from error
+        except ValueError as error:
+            raise ValueError(f"{value!r}: a $ that names nothing is written $$") from error
     return value
