@@ -153,6 +153,12 @@ def test_a_truth_that_cannot_be_measured_is_named(tmp_path):
         curate(rows, CurationConfig(description_accuracy=ACCURACY), tmp_path)
 
 
+def test_accuracy_reads_answers_as_votes_do(tmp_path):
+    rows = [row("a", answered("B. red", "1", "(B) red"), answer="B"), row("b", answered("1/2", "0.5"), answer=".5")]
+    summary = curate(table(*rows), CurationConfig(min_consistency=0), tmp_path)
+    assert summary["label_accuracy_before"]["reasoning"] == pytest.approx((2 / 3 + 1) / 2)
+
+
 def test_answers_only_measure(mixed, tmp_path):
     curate(mixed, CurationConfig(), tmp_path / "with")
     without = mixed.remove_columns("answer").add_column(

@@ -149,6 +149,51 @@ def test_equal_votes_are_decided_by_nearness():
     assert nearness == [0, 0, 0]  # nothing to decide
 
 
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["B", "B. red", "(B) red", "**B.** Red", "The answer is B: red", "Final answer: B. Red"],
+        ["A", "(A)", "A. red", "a) A red one."],
+        ["Yes", "Yes, it is.", "yes. There is a dog near the door."],
+    ],
+)
+def test_what_says_a_short_answer_at_length_is_a_vote_for_it(same):
+    embed = embedder("word_ngram")
+    assert self_consistency(answered(*same), "reasoning", embed) == [1] * len(same)
+    assert self_consistency(answered(same[0], "No, it is C. Blue."), "reasoning", embed) == [0, 0]
+
+
+def test_what_only_begins_like_a_short_answer_is_no_vote_for_it():
+    embed = embedder("word_ngram")
+    for pair in (
+        ["A", "A, B"],
+        ["A", "A dog"],
+        ["B", "A. B"],
+        ["no", "Nobody."],
+        ["yes", "no"],
+        ["A", "A.M. or P.M."],
+    ):
+        assert self_consistency(answered(*pair), "reasoning", embed) == [0, 0], pair
+
+
+def test_answers_of_which_nothing_is_left_are_not_equal_for_that():
+    assert self_consistency(answered("?", "...", "the", "..."), "reasoning", embedder("word_ngram")) == [
+        0,
+        pytest.approx(1 / 3),
+        0,
+        pytest.approx(1 / 3),
+    ]
+
+
+def test_an_answer_of_endless_digits_is_compared_as_text():
+    """Python refuses to read more than 4,300 digits as a number."""
+    assert self_consistency(answered("9" * 5000, "9" * 5000, "8"), "reasoning", embedder("word_ngram")) == [
+        0.5,
+        0.5,
+        0,
+    ]
+
+
 def test_free_text_answers_agree_by_similarity_and_short_ones_do_not():
     long = ["The man on the ladder is painting the wall.", "The man on a ladder paints the wall.", "Nobody can tell."]
     scores = self_consistency(answered(*long), "reasoning", embedder("word_ngram"))
@@ -172,6 +217,10 @@ def test_free_text_answers_agree_by_similarity_and_short_ones_do_not():
         ("It can't be.", "It cannot be."),
         ("There are 1,000 of them.", "There are 1000 of them."),
         ("It is 7.0 m long.", "It is 7 m long."),
+        ("It is 7m long.", "It is 7 m long."),
+        ("There is no cat there.", "There isn't any cat there."),
+        ("Thirteen cats sit there.", "13 cats sit there."),
+        ("It lasts 5-10 days.", "It lasts 5 - 10 days."),
     ],
 )
 def test_spellings_of_one_thing_are_no_disagreement(one, other):
@@ -186,6 +235,9 @@ def test_spellings_of_one_thing_are_no_disagreement(one, other):
         ("It is a cat.", "It isn\N{RIGHT SINGLE QUOTATION MARK}t a cat."),
         ("A cat left of a dog.", "A cat right of a dog."),
         ("The 1st of May.", "The 2nd of May."),
+        ("Thirteen cats sit there.", "Fourteen cats sit there."),
+        ("It is -5 degrees.", "It is 5 degrees."),
+        ("有3只猫坐在那里", "有2只猫坐在那里"),
         ("A red cat and a blue dog.", "A blue cat and a red dog."),
     ],
 )

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
 _KINDS = {
     "colour": "red green blue yellow purple orange pink brown black white gray grey gold silver violet cyan",
     "number": f"{' '.join(_NUMBER_WORDS)} none several many",
@@ -17,8 +20,10 @@ _KINDS = {
     ),
 }
 _KIND_OF = {word: kind for kind, words in _KINDS.items() for word in words.split()}
-_SAME = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"grey": "gray", "cannot": "not"}
-_TOKEN = re.compile(r"\d[\d.,]*\b|\w+(?:'t)?")
+_SAME = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"grey": "gray"}
+_SAME |= dict.fromkeys(_KINDS["negation"].split(), "not")  # "no cats" says what "not any cats" says
+# A minus follows nothing: in "5-10" it is none. Digits are apart from letters, for "7m" and scripts without spaces.
+_TOKEN = re.compile(r"(?:(?<![\w.,)])[-\N{MINUS SIGN}])?\d+(?:[.,]\d+)*|[^\W\d]+(?:'t)?")
 _UNLISTED = re.compile(r"\d|n't")  # most texts have neither, and are read in half the time
 _THOUSANDS = re.compile(r",(?=\d{3}\b)")
 # ours: two honest sentences name the same things; two honest paragraphs never name all the same ones.
@@ -35,13 +40,13 @@ def decisive_words(text: str) -> tuple[str, ...]:
     tokens = _TOKEN.findall(text)
     if not _UNLISTED.search(text):
         return tuple([token for token in tokens if token in _KIND_OF])
-    return tuple(token for token in tokens if token in _KIND_OF or token[0].isdigit() or token.endswith("n't"))
+    return tuple(token for token in tokens if token in _KIND_OF or token[-1].isdecimal() or token.endswith("n't"))
 
 
 @dataclass
 class Decisive:
     """
-    The decisive words of a text, in one spelling: `two` as `2`, `grey` as `gray`, `isn't` as `not`.
+    The decisive words of a text, in one spelling: `two` as `2`, `grey` as `gray`, `isn't` and `no` as `not`.
 
     Args:
         text (`str`):
@@ -84,8 +89,8 @@ class Decisive:
 
 
 def _one_spelling(word: str) -> str:
-    if word[0].isdigit():
-        word = _THOUSANDS.sub("", word)
+    if word[-1].isdecimal():
+        word = _THOUSANDS.sub("", word).replace("\N{MINUS SIGN}", "-")
         return word.rstrip("0").rstrip(".") if "." in word else word
     return "not" if word.endswith("n't") else _SAME.get(word, word)
 

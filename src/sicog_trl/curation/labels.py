@@ -5,8 +5,9 @@ from importlib import import_module
 
 import numpy as np
 
-from ..responses import final_part, normalize_answer
+from ..responses import final_part
 from .selection import Verdict
+from .similarity import answer_keys
 
 
 def grade(
@@ -29,7 +30,8 @@ def grade(
 
 
 def _equal_answers(answer: str, truth: str) -> float:
-    return float(normalize_answer(answer) == normalize_answer(truth))
+    given, true = answer_keys([answer, truth])
+    return float(given == true)
 
 
 def resolve(name: str | None) -> Callable[[str, str], float] | None:

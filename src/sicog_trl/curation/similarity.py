@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import combinations, pairwise
+from itertools import combinations, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,11 @@ __all__ = ["Embed", "decisive_words", "embedder", "fault_of", "self_consistency"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:/0*[1-9]\d*)?")
 # ours: "a small brown dog" can be said otherwise; "brown dog" or "in 1998" either matches or does not.
 SHORT_ANSWER_WORDS = 3
+_LONGEST_NUMBER = 100  # digits; what repeats one digit for ever is no number, and Python refuses thousands of them
+# An option or a yes or no, and where it may end if a candidate goes on after it: "B. red", "Yes, it is".
+_LONGEST_LEAD = 60  # characters: "The correct answer is (B) red."
+_SHORT_FORM = re.compile(r"[a-z]|yes|no")
+_END_OF_SHORT_FORM = re.compile(r"[).:,;!](?=\s)")
 _PAIRS_AT_ONCE = 4096
 _DIGITS = 6  # of a similarity: what lies below is noise of how texts were batched, and would break ties by chance
 _EXACT = 12  # of a score: what lies below is the order of a sum
@@ -61,8 +66,36 @@ def _read(candidate: dict[str, Any]) -> tuple[str | None, ...]:
 @lru_cache(maxsize=4096)  # the same few numbers and words answer most questions
 def answer_key(answer: str) -> str:
     """Return the form in which answers that mean the same are equal: normalised, numbers by their value."""
-    key = normalize_answer(answer)
-    return str(Fraction(*map(Fraction, key.split("/")))) if _NUMBER.fullmatch(key) else key
+    key = normalize_answer(answer) or answer.strip().casefold()  # "?" and "..." are not equal because nothing is left
+    if len(key) <= _LONGEST_NUMBER and _NUMBER.fullmatch(key):
+        return str(Fraction(*map(Fraction, key.split("/"))))
+    return key
+
+
+def answer_keys(answers: Sequence[str | None]) -> list[str | None]:
+    """
+    Return the keys of the answers to one question, `None` for a broken one; see [`answer_key`].
+
+    What says at length what another one gives in short has its key: `B. red` beside `B`, `Yes, it is.` beside `Yes`.
+    """
+    keys = [answer and answer_key(answer) for answer in answers]
+    short = {key for key in keys if key and _SHORT_FORM.fullmatch(key)}
+    if not short:
+        return keys
+    return [
+        key if key is None or key in short else _short_form(answer, short) or key
+        for answer, key in zip(answers, keys, strict=True)
+    ]
+
+
+def _short_form(answer: str, known: set[str]) -> str | None:
+    """Return which of the `known` options, or yes or no, an answer begins with; "A, B" does not begin with A."""
+    answer = answer.replace("**", "")
+    for end in islice(_END_OF_SHORT_FORM.finditer(answer[:_LONGEST_LEAD]), 2):
+        key = answer_key(answer[: end.start()])
+        if key in known and (end[0] in ").:" or len(key) > 1):
+            return key
+    return None
 
 
 def self_consistency(candidates: Sequence[dict], task: str, embed: Embed, veto: bool = True) -> list[float]:
@@ -83,9 +116,10 @@ def score_rows(
 
     A score is the mean agreement with the *other* candidates of the row. (The paper's code counts each one's agreement
     with itself too, which makes a threshold depend on their number: `s_paper = (1 + (n - 1) * s) / n`.) Descriptions
-    agree by the cosine of their vectors. Answers agree wholly if they are equal (`7`, `Seven.`, `7.0`); otherwise not
-    at all, unless both have more than three words: such free text agrees by its cosine. A cosine is multiplied by
-    [`Decisive.agreement`]. A broken candidate agrees with none, so it lowers the scores of the rest.
+    agree by the cosine of their vectors. Answers agree wholly if they are equal (`7`, `Seven.`, `7.0`; see
+    [`answer_keys`]); otherwise not at all, unless both have more than three words: such free text agrees by its cosine.
+    A cosine is multiplied by [`Decisive.agreement`]. A broken candidate agrees with none, so it lowers the scores of
+    the rest.
 
     Args:
         tasks (`Sequence[str]`):
@@ -102,10 +136,7 @@ def score_rows(
         those that lead with as many votes: how near the answer is to the others.
     """
     starts = np.cumsum([0, *map(len, parts)]).tolist()
-    keys = [
-        [part and answer_key(part) for part in row] if task == "reasoning" else None
-        for task, row in zip(tasks, parts, strict=True)
-    ]
+    keys = [answer_keys(row) if task == "reasoning" else None for task, row in zip(tasks, parts, strict=True)]
     certain, compared = [], []
     for start, row, row_keys in zip(starts, parts, keys, strict=False):
         for i, j in combinations([i for i, part in enumerate(row) if part is not None], 2):
