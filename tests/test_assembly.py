@@ -366,6 +366,28 @@ def test_missing_weights_and_other_projectors_are_refused(assembled, sources, tm
         )
 
 
+def test_a_language_model_that_would_say_something_else_in_a_llava_is_refused(sources, tmp_path):
+    """LLaVA has no bias in its head and no cap or scale of logits; Transformers would leave them out with a note."""
+    small = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
+    words = tokenizer(**QWEN2)
+    ids = {"vocab_size": len(words), "eos_token_id": words.eos_token_id, "bos_token_id": 0, "pad_token_id": 0}
+    T.PhiForCausalLM(T.PhiConfig(**small, **ids)).save_pretrained(tmp_path / "bias")
+    cohere = T.CohereForCausalLM(T.CohereConfig(**TEXT, **ids, logit_scale=0.25))
+    torch.nn.init.normal_(cohere.model.embed_tokens.weight)
+    cohere.save_pretrained(tmp_path / "scale")
+    for name, message in (("bias", "head of .*bias has a bias"), ("scale", "does not say the same within a LLaVA")):
+        words.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            assemble(config_of({**sources, "it": str(tmp_path / name)}, "it", tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("layer", [-5, 4])
+def test_a_layer_that_the_tower_has_not_is_refused(sources, tmp_path, layer):
+    with pytest.raises(ValueError, match=rf"vision_feature_layer is {layer}; the tower has 4, from -4 to -1"):
+        assemble(config_of(sources, "qwen2", tmp_path / "model", vision_feature_layer=layer))
+
+
 def test_the_recipe_assembles(sources, tmp_path, capsys, monkeypatch):
     spec = importlib.util.spec_from_file_location("recipe_assemble", ROOT / "recipes" / "assemble.py")
     recipe = importlib.util.module_from_spec(spec)

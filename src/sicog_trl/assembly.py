@@ -177,7 +177,7 @@ def _join(
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=patches,
         vision_feature_layer=config.vision_feature_layer,
-        vision_feature_select_strategy=_strategy(tower, patches),
+        vision_feature_select_strategy=_strategy(tower, patches, config.vision_feature_layer),
         tie_word_embeddings=decoder.config.tie_word_embeddings,
         dtype=config.dtype,
     )
@@ -187,12 +187,25 @@ def _join(
     model.model.language_model = decoder.base_model
     model.lm_head = decoder.get_output_embeddings()
     model.model.multi_modal_projector = _projector(config, joined).to(tower.dtype)
+    _check_text(decoder, model, config.language_model)
     stop = decoder.generation_config.eos_token_id
     stop = {*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(stop), pad_token_id=tokenizer.pad_token_id
     )
     return model
+
+
+def _check_text(decoder: PreTrainedModel, model: LlavaForConditionalGeneration, name: str) -> None:
+    """Refuse a language model that does more with its logits than a LLaVA knows of, such as scale or cap them."""
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        same = torch.equal(decoder(input_ids=ids).logits, model(input_ids=ids).logits)
+    if not same:
+        raise ValueError(
+            f"language_model: {name} ({decoder.config.model_type}) does not say the same within a LLaVA, which leaves "
+            "out what some models do to their logits; take another, such as Qwen/Qwen2-7B-Instruct"
+        )
 
 
 def _resize(decoder: PreTrainedModel, tokens: int) -> None:
@@ -207,17 +220,18 @@ def _resize(decoder: PreTrainedModel, tokens: int) -> None:
         return
     decoder.resize_token_embeddings(tokens, pad_to_multiple_of=_EMBEDDING_ROWS, mean_resizing=False)
     for layer in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
-        for parameter in filter(lambda each: each is not None, (layer.weight, getattr(layer, "bias", None))):
-            with torch.no_grad():
-                parameter[before:] = parameter[:before].mean(dim=0, dtype=torch.float32).to(parameter.dtype)
+        with torch.no_grad():
+            layer.weight[before:] = layer.weight[:before].mean(dim=0, dtype=torch.float32).to(layer.weight.dtype)
 
 
-def _strategy(tower: PreTrainedModel, patches: int) -> str:
+def _strategy(tower: PreTrainedModel, patches: int, layer: int) -> str:
     """Return whether the tower puts a class token in front of the patches, which LLaVA then leaves out."""
     size = tower.config.image_size
     with torch.no_grad():
-        seen = tower(torch.zeros(1, 3, size, size, dtype=tower.dtype), output_hidden_states=True).hidden_states[-1]
-    extra = seen.shape[1] - patches
+        seen = tower(torch.zeros(1, 3, size, size, dtype=tower.dtype), output_hidden_states=True).hidden_states
+    if not -len(seen) <= layer < len(seen):
+        raise ValueError(f"vision_feature_layer is {layer}; the tower has {len(seen)}, from {-len(seen)} to -1")
+    extra = seen[layer].shape[1] - patches
     if extra not in (0, 1):
         raise ValueError(f"vision_tower: {type(tower).__name__} gives {extra} features beside the {patches} patches")
     return "default" if extra else "full"

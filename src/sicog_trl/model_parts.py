@@ -65,6 +65,10 @@ def load_decoder(name: str, revision: str | None, dtype: str) -> PreTrainedModel
     decoder, found = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, output_loading_info=True
     )
+    if getattr(decoder.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError(
+            f"language_model: the head of {name} has a bias, for which a LLaVA has no place; take another"
+        )
     return _whole(decoder, found, f"language_model: {name}")
 
 
