@@ -7,7 +7,7 @@ import pytest
 from curating import BLUE, GARBAGE, RED, answered, completions, described, ids, looked, reasoned, row, said, table
 
 from sicog_trl.curation import CurationConfig, curate, load_candidates, writing
-from sicog_trl.data import CURATED_FEATURES, load, save, split_file
+from sicog_trl.data import CANDIDATE, CANDIDATES_FEATURES, CURATED_FEATURES, load, save, split_file
 from sicog_trl.prompts import STEP_REQUESTS
 from sicog_trl.responses import split_steps
 
@@ -201,6 +201,25 @@ def test_candidates_of_older_files_lack_some_fields(tmp_path):
     assert (kept["id"][:], dropped["id"][:]) == (["a"], ["b"])
     assert dropped["candidates"][0][0]["mean_logprob"] is None
     assert dropped["candidates"][0][0]["text"] == RED
+
+
+@pytest.mark.parametrize("names", [["old", "new"], ["new", "old"]])
+def test_candidates_of_an_older_file_are_curated_beside_newer_ones(names, tmp_path):
+    """A round that accumulates, or a second model, may meet a folder from before a field was added."""
+    lacking = {name: feature for name, feature in CANDIDATE.items() if name not in ("corruption", "mean_logprob")}
+    old = datasets.Features({**CANDIDATES_FEATURES, "candidates": datasets.List(lacking)})
+    save(datasets.Dataset.from_list([row("old", described(RED, RED))], features=old), tmp_path / "old", "candidates")
+    save(table(row("new", described(RED, RED))), tmp_path / "new", "candidates")
+    rows = load_candidates([str(tmp_path / name) for name in names])
+    assert rows.features == CANDIDATES_FEATURES
+    curate(rows, CurationConfig(), tmp_path / "out")
+    assert ids(tmp_path / "out", "curated") == names
+    assert pq.read_table(split_file(tmp_path / "out", "curated"))["images"].to_pylist() == [[GARBAGE]] * 2
+
+
+def test_no_name_of_candidates_is_asked_for():
+    with pytest.raises(ValueError, match="dataset_name is empty"):
+        load_candidates([])
 
 
 def test_an_unknown_mode_is_named(tmp_path):

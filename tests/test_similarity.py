@@ -5,7 +5,9 @@ import pytest
 from curating import BLUE, RED, answered, described, looked, reasoned, said
 from scipy.sparse import csr_matrix
 
-from sicog_trl.curation.similarity import decisive_words, embedder, fault_of, score_rows, self_consistency
+from sicog_trl.curation.decisive import decisive_words
+from sicog_trl.curation.embedding import embedder
+from sicog_trl.curation.similarity import coarse_fault, read_candidate, score_rows, self_consistency
 
 
 def test_score_is_the_mean_over_the_others_by_hand():
@@ -83,10 +85,14 @@ def test_decisive_words(text, words):
 
 
 def test_faults():
-    assert fault_of(said(" \n", "short_caption")) == "empty"
-    assert fault_of(said("x", "short_caption", "length")) == "truncated"
-    assert fault_of(said("x", "chain_of_thought")) == "incomplete"
-    assert fault_of(reasoned("7")) is None
+    def fault_of(text: str, mode: str, finish_reason: str = "stop", corruption: str | None = None) -> str | None:
+        return coarse_fault(read_candidate(text, mode, finish_reason, corruption)[1])
+
+    assert fault_of(" \n", "short_caption") == "empty"
+    assert fault_of("x", "short_caption", "length") == "truncated"
+    assert fault_of("x", "chain_of_thought") == "incomplete"
+    assert fault_of("x", "short_caption", corruption="mask") == "corrupted"
+    assert fault_of("7", "direct_answer") is None
 
 
 # What the released code of SICOG got wrong ---------------------------------------------------------------------------

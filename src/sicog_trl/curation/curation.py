@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, concatenate_datasets
 from tqdm.auto import tqdm
 
 from ..data import CANDIDATES_FEATURES, load
@@ -112,6 +112,8 @@ def load_candidates(names: list[str], config: str | None = None, split: str = "c
     Raises:
         `ValueError`: if two of them, or one of them twice, have a row of the same id.
     """
+    if not names:
+        raise ValueError("dataset_name is empty: name at least one folder or Hub id of candidates")
     parts, home = [], {}
     for name in names:
         part = load(name, config, split)
@@ -122,7 +124,18 @@ def load_candidates(names: list[str], config: str | None = None, split: str = "c
                     f"the id {row_id!r} stands in {home[row_id]} and in {name}; ids must be unique over all candidates"
                 )
         parts.append(part.select_columns(list(CANDIDATES_FEATURES)))
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return parts[0] if len(parts) == 1 else concatenate_datasets([_with_all_fields(part) for part in parts])
+
+
+def _with_all_fields(part: Dataset) -> Dataset:
+    """Give candidates of older files the fields that they lack, as nulls; columns that lack none are not copied."""
+    lacking = [name for name, feature in CANDIDATES_FEATURES.items() if part.features[name] != feature]
+    if not lacking:
+        return part
+    whole = part.select_columns(lacking).cast(Features({name: CANDIDATES_FEATURES[name] for name in lacking}))
+    return concatenate_datasets([part.remove_columns(lacking), whole], axis=1).select_columns(
+        list(CANDIDATES_FEATURES)
+    )
 
 
 def curate(

@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations, islice, pairwise
-from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.preprocessing import normalize
 
 from ..responses import chain_fault, final_part, normalize_answer
-from .decisive import Decisive, decisive_words
-from .embedding import Embed, embedder
+from .decisive import Decisive
+from .embedding import Embed
 
-
-__all__ = ["Embed", "decisive_words", "embedder", "fault_of", "self_consistency"]
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:/0*[1-9]\d*)?")
 # ours: "a small brown dog" can be said otherwise; "brown dog" or "in 1998" either matches or does not.
@@ -50,17 +47,6 @@ def read_candidate(text: str, mode: str, finish_reason: str | None, corruption: 
 def coarse_fault(fault: str | None) -> str | None:
     """Return the reason of a dropped row for a fault in detail: what is wrong with a chain is `incomplete`."""
     return fault if fault in (None, "corrupted", "empty", "truncated") else "incomplete"
-
-
-def fault_of(candidate: dict[str, Any]) -> str | None:
-    """Return why a candidate cannot be chosen (`corrupted`, `empty`, `truncated`, `incomplete`), or `None`."""
-    return coarse_fault(_read(candidate)[1])
-
-
-def _read(candidate: dict[str, Any]) -> tuple[str | None, ...]:
-    return read_candidate(
-        candidate["text"], candidate["mode"], candidate["finish_reason"], candidate.get("corruption")
-    )
 
 
 @lru_cache(maxsize=4096)  # the same few numbers and words answer most questions
@@ -105,7 +91,9 @@ def self_consistency(candidates: Sequence[dict], task: str, embed: Embed, veto: 
     Returns:
         `list[float]`: one score in [0, 1] per candidate; 0 for a broken one.
     """
-    return score_rows([task], [[_read(candidate)[0] for candidate in candidates]], embed, veto)[0][0]
+    fields = ("text", "mode", "finish_reason", "corruption")
+    parts = [read_candidate(*map(candidate.get, fields))[0] for candidate in candidates]
+    return score_rows([task], [parts], embed, veto)[0][0]
 
 
 def score_rows(
@@ -117,9 +105,9 @@ def score_rows(
     A score is the mean agreement with the *other* candidates of the row. (The paper's code counts each one's agreement
     with itself too, which makes a threshold depend on their number: `s_paper = (1 + (n - 1) * s) / n`.) Descriptions
     agree by the cosine of their vectors. Answers agree wholly if they are equal (`7`, `Seven.`, `7.0`; see
-    [`answer_keys`]); otherwise not at all, unless both have more than three words: such free text agrees by its cosine.
-    A cosine is multiplied by [`Decisive.agreement`]. A broken candidate agrees with none, so it lowers the scores of
-    the rest.
+    [`answer_keys`]); otherwise not at all, unless both have more than three words: such free text agrees by its
+    cosine. A cosine is multiplied by [`Decisive.agreement`]. A broken candidate agrees with none, so it lowers the
+    scores of the rest.
 
     Args:
         tasks (`Sequence[str]`):
