@@ -1,14 +1,17 @@
 """Texts as vectors, by models of sentence-transformers built here: normalised, batched, and nothing cut in silence."""
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from accelerate import PartialState
 from curating import BLUE, RED, answered, completions, described, ids, row, table
+from trl import TrlParser
 
 from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.curation.embedding import embedder
@@ -99,23 +102,30 @@ def test_a_similarity_whose_library_is_missing_says_how_to_get_it(monkeypatch):
         embedder("all-MiniLM-L6-v2")
 
 
-def test_the_recipe_takes_a_model_by_name_and_several_folders(bag, tmp_path):
+@pytest.fixture
+def recipe() -> Callable[..., None]:
+    """The recipe as a function of its command line, in this process: torch is not loaded again."""
+    spec = util.spec_from_file_location("recipe_curate", ROOT / "recipes" / "curate.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield lambda *line: module.main(*TrlParser(module.ARGUMENTS).parse_args_and_config(line))
+    PartialState._reset_state()
+
+
+def test_the_recipe_takes_a_model_by_name_and_several_folders(bag, recipe, tmp_path, capsys):
     looks = [row("a", described(RED, RED)), row("b", described(RED, BLUE)), row("c", described("", ""))]
     save(table(*looks), tmp_path / "looks", "candidates")
     save(table(row("d", answered("7", "seven"))), tmp_path / "thinks", "candidates")
     config = {"dataset_name": [str(tmp_path / "looks"), str(tmp_path / "thinks")], "output_dir": str(tmp_path / "out")}
     (tmp_path / "curate.yaml").write_text(yaml.safe_dump({**config, "similarity": bag, "min_consistency": 0.3}))
-    command = [sys.executable, "recipes/curate.py", "--config", str(tmp_path / "curate.yaml")]
-    done = subprocess.run(
-        [*command, "--min_consistency", "q0.5"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    recipe("--config", str(tmp_path / "curate.yaml"), "--min_consistency", "q0.5")
     assert ids(tmp_path / "out", "curated") == ["a", "d"]
-    summary = json.loads(done.stdout.splitlines()[-1])
+    said = capsys.readouterr()
+    summary = json.loads(said.out.splitlines()[-1])
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["dropped"] == {"empty": 1, "inconsistent": 1}
-    assert "dropped: empty" in done.stdout and "WARNING" not in done.stderr
+    assert "dropped: empty" in said.out and "WARNING" not in said.err
     scalar = {"dataset_name": str(tmp_path / "thinks"), "output_dir": str(tmp_path / "none"), "min_consistency": 0.75}
     (tmp_path / "curate.yaml").write_text(yaml.safe_dump({**scalar, "keep": 0.1}))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "WARNING: 0 of 1 rows were kept." in done.stderr, done.stderr[-2000:]
+    recipe("--config", str(tmp_path / "curate.yaml"))
+    assert "WARNING: 0 of 1 rows were kept." in capsys.readouterr().err
