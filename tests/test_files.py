@@ -96,7 +96,8 @@ def test_what_is_mistyped_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     for use, kind in ((check_model, "model"), (model_fingerprint, "model"), (load, "dataset")):
-        with pytest.raises(
-            FileNotFoundError, match=f"{kind} folder runs/stf does not exist; run the stage that writes"
-        ):
+        message = f"{kind} folder runs/stf does not exist; run the stage .* on the Hub: there is a folder runs here"
+        with pytest.raises(FileNotFoundError, match=message):
             use("runs/stf")
+        with pytest.raises(FileNotFoundError, match=r"runs/digits/stf does not exist; run the stage [^.]*$"):
+            use("runs/digits/stf")

@@ -13,7 +13,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .files import is_local
+from .files import is_local, missing_folder
 from .provenance import weights_fingerprint
 from .tasks import hash_files
 
@@ -34,7 +34,7 @@ def check_model(model_name_or_path: str | None) -> None:
                 "base model there with AutoProcessor.from_pretrained(...).save_pretrained(...)"
             )
     elif is_local(model_name_or_path):
-        raise FileNotFoundError(f"model folder {folder} does not exist; run the stage that writes it first")
+        raise missing_folder("model", model_name_or_path)
 
 
 def resolve_adapter(pretrained: str, peft: str | None = None) -> tuple[str, str | None]:
@@ -72,7 +72,7 @@ def model_fingerprint(path: str, revision: str | None = None) -> str:
             Revision of a Hub model.
     """
     if is_local(path) and not Path(path).is_dir():
-        raise FileNotFoundError(f"model folder {path} does not exist; run the stage that writes it first")
+        raise missing_folder("model", path)
     parts = [part for part in resolve_adapter(path) if part]
     weights = "+".join(weights_fingerprint(part, revision) for part in parts)
     files = sorted(file for part in parts for pattern in _MODEL_FILES for file in Path(part).glob(pattern))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, interleave_datasets, load_dataset
 
-from .files import is_local, replacing, write_text
+from .files import is_local, missing_folder, replacing, write_text
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -143,7 +143,7 @@ def split_files(name: str | Path, config: str | None, split: str) -> list[Path]:
     """Return the Parquet files of a split of a local artefact folder; that one is missing is an error."""
     folder = Path(name, config) if config else Path(name)
     if not folder.is_dir():
-        raise FileNotFoundError(f"dataset folder {folder} does not exist; run the stage that writes it first")
+        raise missing_folder("dataset", folder)
     files = sorted((folder / "data").glob(f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"))
     if not files:
         found = sorted({file.name.split("-")[0] for file in (folder / "data").glob("*.parquet")})

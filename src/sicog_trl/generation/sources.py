@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image, Json, Value, load_dataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..data import load
-from ..files import is_local
+from ..files import is_local, missing_folder
 from .columns import image_columns
 from .inputs import NO_ROWS
 
@@ -61,10 +61,7 @@ def load_images(name: str, config: str | None = None, split: str = "train", revi
         return load(name, config, split, revision)
     folder = path / config if config else path
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"dataset folder {folder} does not exist; run the stage that writes it first, or name a folder, a Parquet "
-            "file, a .tar or a Hub id"
-        )
+        raise missing_folder("dataset", folder)
     if any((folder / "data").glob(f"*-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet")):
         return load(str(path), config, split)
     kind, found = _survey(folder)
