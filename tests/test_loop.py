@@ -136,6 +136,14 @@ PREFERENCE = {
 }
 
 
+def test_one_model_writes_for_both_tasks_whatever_the_yaml_of_generation_is_for(tmp_path):
+    (tmp_path / "descriptions.yaml").write_text("task: description\n")
+    plan = by_name(config(tmp_path, generate={"config": str(tmp_path / "descriptions.yaml")}))
+    assert plan["sicog/round-1/generate"].config["task"] is None
+    plan = by_name(config(tmp_path, generate={"task": "reasoning"}))
+    assert plan["sicog/round-1/generate"].config["task"] == "reasoning"
+
+
 def test_stage_1_ends_with_preferences_by_one_line(tmp_path):
     plan = by_name(config(tmp_path, **PREFERENCE))
     run = tmp_path / "run"

@@ -259,7 +259,8 @@ def _generate(
 ) -> Iterator[Stage]:
     earlier = _generations(number - 1, writers)
     for place, (name, (task, model)) in enumerate(zip(_generations(number, writers), writers.items(), strict=True)):
-        arguments = _section(config.generate, model_name_or_path=model, **({"task": task} if task else {}))
+        # One model for both tasks takes both, even where the YAML is that of one of two models.
+        arguments = _section(config.generate, model_name_or_path=model, task=task)
         if config.accumulate and number > 1:
             arguments["previous"] = str(Path(config.output_dir, earlier[place]))
             for modes in ("description_modes", "reasoning_modes"):
