@@ -510,6 +510,47 @@ def test_a_useless_answer_is_asked_for_with_another_seed(tmp_path):
     assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
 
 
+@pytest.mark.parametrize("message", [None, {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]}])
+def test_a_choice_that_holds_no_text_costs_one_record_and_not_the_run(tmp_path, message):
+    class Odd(Teacher):
+        def answer(self, payload: dict) -> tuple[int, dict]:
+            status, body = super().answer(payload)
+            if "caption odd" in str(payload["messages"]):
+                body["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+            return status, body
+
+    source = captioned(tmp_path, ["odd", "even"])
+    with Odd() as server:
+        summary = teach(source, tmp_path / "out", server, max_retries=0)
+        assert summary == teach(source, tmp_path / "out", server)
+        assert server.asked() == {"odd": 1, "even": 1}
+    assert (summary["kept"], summary["dropped"]) == (1, {"server_error": 1})
+
+
+def test_an_error_does_not_lose_what_was_answered_before_it(tmp_path, monkeypatch):
+    """Answers that waited to be written were thrown away with the run, and paid for again."""
+    names = list("abcdefgh")
+    source = captioned(tmp_path, names)
+    add = Answers.add
+    monkeypatch.setattr(Answers, "add", lambda self, answer: (time.sleep(0.4), add(self, answer))[1])
+
+    def fault(prompt: str) -> str | None:
+        if "caption h" not in prompt:
+            return None
+        time.sleep(0.2)
+        return "401"
+
+    with Teacher() as server:
+        server.fault = fault
+        with pytest.raises(PermissionError):
+            teach(source, tmp_path / "out", server, concurrency=8)
+        monkeypatch.undo()
+        monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+        server.fault = lambda prompt: None
+        assert teach(source, tmp_path / "out", server)["kept"] == 8
+        assert server.asked() == {**dict.fromkeys(names, 1), "h": 2}
+
+
 def test_two_runs_in_one_folder_do_not_both_pay(tmp_path):
     source = captioned(tmp_path, ["a"])
     with Teacher() as server, Answers(tmp_path / "out" / "answers.jsonl").opened():

@@ -145,9 +145,10 @@ class OpenAIServer:
             except ValueError as error:  # a whole answer that is no JSON: the client does not try that again
                 problem = f"an answer that cannot be read: {error}"
             else:
-                if isinstance(getattr(completion, "choices", None), list):
+                choices = getattr(completion, "choices", None)
+                if isinstance(choices, list) and all(map(_is_readable, choices)):
                     return completion
-                problem = f"an answer without choices: {self._words(completion)}"
+                problem = f"an answer without choices, or without a text in one: {self._words(completion)}"
             if attempt < self.max_retries:
                 await asyncio.sleep(min(FIRST_DELAY * 2**attempt, MOST_DELAY) * random.uniform(0.75, 1))
         problem = f"up to {self.max_retries + 1} attempts have failed, the last one with: {problem}"
@@ -258,6 +259,12 @@ class OpenAIServer:
         status = getattr(answer, "status_code", None)
         words = words if status is None or str(status) in words else f"{status}: {words}"
         return textwrap.shorten(words.replace(self._api_key, "***"), 300)
+
+
+def _is_readable(choice: Any) -> bool:
+    """Return whether a choice has a message with a text or without; the client takes whatever JSON it gets."""
+    message = getattr(choice, "message", None)
+    return message is not None and isinstance(getattr(message, "content", None), str | None)
 
 
 def _response(choice: Any, alone: "ChatCompletion | None", logprobs: bool) -> Response:

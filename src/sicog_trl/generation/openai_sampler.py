@@ -133,13 +133,15 @@ class OpenAISampler:
             running: dict[Future, int] = {}
             try:
                 while True:
-                    for number, request in itertools.islice(waiting, self.concurrency - len(running)):
+                    room = 0 if any(map(_failed, running)) else self.concurrency - len(running)
+                    for number, request in itertools.islice(waiting, room):
                         if self.supports is None:
                             self.supports = portal.call(self._probe, server)
                         running[portal.start_task_soon(self._answer, server, request)] = number
                     if not running:
                         return
-                    done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                    # An error ends the run. What was answered before may be paid for, so it goes first.
+                    done = min(wait(running, return_when=FIRST_COMPLETED).done, key=_failed)
                     number, answer = running.pop(done), done.result()
                     self._count(answer)
                     yield number, answer
@@ -203,6 +205,10 @@ class OpenAISampler:
         if data is None and self.image_transport == "file":
             return Path(path).absolute().as_uri()
         return _data_url(kind, Path(path).read_bytes() if data is None else data)
+
+
+def _failed(future: Future) -> bool:
+    return future.done() and future.exception() is not None
 
 
 def _first(seeds: list[int], answers: dict[int, Response]) -> list[Response]:
