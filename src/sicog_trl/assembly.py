@@ -200,8 +200,8 @@ def _check_text(decoder: PreTrainedModel, model: LlavaForConditionalGeneration, 
     """Refuse a language model that does more with its logits than a LLaVA knows of, such as scale or cap them."""
     ids = torch.arange(8)[None]
     with torch.no_grad():
-        same = torch.equal(decoder(input_ids=ids).logits, model(input_ids=ids).logits)
-    if not same:
+        alone, within = (each(input_ids=ids).logits.float() for each in (decoder, model))
+    if (alone - within).abs().max() > 0.02 * alone.abs().max():  # ours: far above what rounding does
         raise ValueError(
             f"language_model: {name} ({decoder.config.model_type}) does not say the same within a LLaVA, which leaves "
             "out what some models do to their logits; take another, such as Qwen/Qwen2-7B-Instruct"
