@@ -222,6 +222,16 @@ def test_no_name_of_candidates_is_asked_for():
         load_candidates([])
 
 
+def test_a_candidate_without_text_and_an_answer_without_question_are_named(tmp_path):
+    for rows, message in (
+        (row("a", [*described(RED), {**described(RED)[0], "text": None}]), "row 'a': a candidate has no `text`"),
+        (row("b", [reasoned("7")] * 2, question=None), "row 'b': told in turns its chain begins with the question"),
+        (row("c", [{**described(RED)[0], "mode": mode} for mode in (None, "haiku")]), "name the mode None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            curate(table(rows), CurationConfig(multi_turn_min_consistency=0), tmp_path)
+
+
 def test_an_unknown_mode_is_named(tmp_path):
     rows = table(row("a", [{**described(RED)[0], "mode": "haiku"}]))
     with pytest.raises(ValueError, match="the candidates name the mode 'haiku'; known are short_caption"):

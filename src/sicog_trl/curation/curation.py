@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data import CANDIDATES_FEATURES, load
+from ..data import CANDIDATES_FEATURES
 from ..files import claim
 from ..prompts import STEPS, TASKS
 from .columns import Batch, Fingerprint, read_batch
 from .embedding import Embed, embedder
 from .labels import grade, mean_accuracy, resolve
+from .loading import check
 from .selection import STRATEGIES, Verdict, chains_needed, choose, parse_threshold, select_rows
 from .similarity import coarse_fault, read_candidate, score_rows
 from .writing import CurationWriter
@@ -97,47 +98,6 @@ class CurationConfig:
             self.min_consistency = "q0.25" if self.keep is None else "q0"
 
 
-def load_candidates(names: list[str], config: str | None = None, split: str = "candidates") -> Dataset:
-    """
-    Load the candidates of several artefacts as one dataset.
-
-    Args:
-        names (`list[str]`):
-            Folders or Hub ids, such as those of a perception and of a reasoning model.
-        config (`str`, *optional*):
-            Configuration of Hub datasets.
-        split (`str`, *optional*, defaults to `"candidates"`):
-            Name of the split.
-
-    Raises:
-        `ValueError`: if two of them, or one of them twice, have a row of the same id.
-    """
-    if not names:
-        raise ValueError("dataset_name is empty: name at least one folder or Hub id of candidates")
-    parts, home = [], {}
-    for name in names:
-        part = load(name, config, split)
-        _check_columns(part, name)
-        for row_id in part.select_columns("id")["id"][:]:
-            if home.setdefault(row_id, name) is not name:
-                raise ValueError(
-                    f"the id {row_id!r} stands in {home[row_id]} and in {name}; ids must be unique over all candidates"
-                )
-        parts.append(part.select_columns(list(CANDIDATES_FEATURES)))
-    return parts[0] if len(parts) == 1 else concatenate_datasets([_with_all_fields(part) for part in parts])
-
-
-def _with_all_fields(part: Dataset) -> Dataset:
-    """Give candidates of older files the fields that they lack, as nulls; columns that lack none are not copied."""
-    lacking = [name for name, feature in CANDIDATES_FEATURES.items() if part.features[name] != feature]
-    if not lacking:
-        return part
-    whole = part.select_columns(lacking).cast(Features({name: CANDIDATES_FEATURES[name] for name in lacking}))
-    return concatenate_datasets([part.remove_columns(lacking), whole], axis=1).select_columns(
-        list(CANDIDATES_FEATURES)
-    )
-
-
 def curate(
     candidates: Dataset, config: CurationConfig, output_dir: str | Path, embed: Embed | None = None
 ) -> dict[str, Any]:
@@ -161,7 +121,7 @@ def curate(
         detail, `headings_normalized`, `multi_turn`), the `score_needed` per task, label accuracy before and after, and
         the health of the kept texts (`mean_consistency`, `mean_length` in words, `distinct_texts`).
     """
-    _check(candidates)
+    check(candidates)
     candidates = candidates.select_columns(list(CANDIDATES_FEATURES))
     embed = embed or embedder(config.similarity, config.similarity_batch_size)
     fingerprint, faults = Fingerprint(), Counter()
@@ -188,21 +148,6 @@ def curate(
     }
 
 
-def _check_columns(candidates: Dataset, name: str) -> None:
-    if missing := [column for column in CANDIDATES_FEATURES if column not in candidates.column_names]:
-        raise ValueError(f"{name}: there is no column {missing[0]!r}, only {candidates.column_names}")
-
-
-def _check(candidates: Dataset) -> None:
-    """Refuse candidates that lack a column, or that name a row twice."""
-    _check_columns(candidates, "the candidates")
-    if not len(candidates):
-        raise ValueError("the candidates have no rows; there is nothing to curate")
-    ids = Counter(candidates.select_columns("id")["id"][:])
-    if twice := [row_id for row_id, count in ids.items() if count > 1]:
-        raise ValueError(f"the id {twice[0]!r} stands in {ids[twice[0]]} rows of the candidates; ids must be unique")
-
-
 def _judge_all(
     text_only: Dataset, config: CurationConfig, embed: Embed, fingerprint: Fingerprint, faults: Counter
 ) -> Iterator[Verdict]:
@@ -218,7 +163,7 @@ def _judge_all(
 def _judge(
     rows: Batch, config: CurationConfig, embed: Embed, measure: Callable | None, faults: Counter
 ) -> Iterator[Verdict]:
-    _check_names(rows)
+    _check_batch(rows)
     spans = rows.spans()
     read = [
         read_candidate(*fields)
@@ -244,10 +189,16 @@ def _judge(
         yield verdict
 
 
-def _check_names(rows: Batch) -> None:
+def _check_batch(rows: Batch) -> None:
+    """Refuse what `generate` never writes: modes and tasks that are none, candidates without a text."""
     for names, known, what in ((rows.modes, STEPS, "mode"), (rows.tasks, TASKS, "task")):
-        if unknown := sorted(set(names) - known.keys()):
+        if unknown := sorted(set(names) - known.keys(), key=str):
             raise ValueError(f"the candidates name the {what} {unknown[0]!r}; known are {', '.join(known)}")
+    for row, (start, end) in enumerate(rows.spans()):
+        if None in rows.texts[start:end]:
+            raise ValueError(
+                f"row {rows.ids[row]!r}: a candidate has no `text`; one that says nothing has an empty one"
+            )
 
 
 def _common_fault(faults: Iterator[str]) -> str:

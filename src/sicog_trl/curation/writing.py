@@ -138,6 +138,10 @@ class CurationWriter:
         for row, verdict in enumerate(verdicts):
             if not verdict.is_chain or verdict.consistency < self.chains_needed[verdict.task]:
                 continue
+            if verdict.task == "reasoning" and not questions[row]:
+                raise ValueError(
+                    f"row {verdict.id!r}: told in turns its chain begins with the question, and it has none"
+                )
             self.counts["chains"] += 1
             shared = {name: kept[name][row] for name in ("task", "mode", "consistency", "num_candidates")}
             for number, (prompt, completion) in enumerate(turns(kept["text"][row], shared["mode"], questions[row]), 1):

@@ -61,7 +61,8 @@ def load_images(name: str, config: str | None = None, split: str = "train", revi
         return load(name, config, split, revision)
     folder = path / config if config else path
     if not folder.is_dir():
-        raise missing_folder("dataset", folder)
+        hint = "what images are read from: a folder, a Parquet file, a .tar or a Hub id"
+        raise FileNotFoundError(f"{missing_folder('dataset', folder)}; {hint}")
     if any((folder / "data").glob(f"*-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet")):
         return load(str(path), config, split)
     kind, found = _survey(folder)
