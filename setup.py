@@ -102,7 +102,7 @@ setup(
     keywords="vision-language models, self-improvement, self-consistency, SICOG, TRL, transformers",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"sicog_trl": ["templates/**/*", "tasks/**/*", "**/*.yaml", "**/*.jinja"]},
+    package_data={"sicog_trl": ["templates/**/*", "evaluation/tasks/**/*", "**/*.yaml", "**/*.jinja"]},
     python_requires=">=3.11",  # the floor of Transformers and TRL
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -24,7 +24,6 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from sicog_trl.collators import ViewsConfig, show_views
 from sicog_trl.curation import CurationConfig, curate
 from sicog_trl.data import CANDIDATES_FEATURES, load, save
 from sicog_trl.digits import annotated_pool
@@ -33,7 +32,8 @@ from sicog_trl.files import write_json
 from sicog_trl.prompts import prompt_for
 from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table
-from sicog_trl.training import ResumableSFTTrainer
+from sicog_trl.training.collators import ViewsConfig, show_views
+from sicog_trl.training.trainers import ResumableSFTTrainer
 
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "digits"

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 from scipy.stats import t as student
 
-from sicog_trl.comparison import compare_scores, pair, read_samples
+from sicog_trl.evaluation.comparison import compare_scores, pair, read_samples
+from sicog_trl.evaluation.tasks import TASKS
 from sicog_trl.files import write_json, write_text
 from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table, summary_table
@@ -30,7 +31,6 @@ from sicog_trl.report.sections import (
     verb,
 )
 from sicog_trl.report.verdicts import headline
-from sicog_trl.tasks import TASKS
 
 
 CAVEAT = (

@@ -8,17 +8,19 @@ from trl import DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from sicog_trl.checkpoints import check_model
 from sicog_trl.data import MixtureConfig
-from sicog_trl.freezing import FreezeConfig, freeze
-from sicog_trl.resume import settings_of
 from sicog_trl.training import (
     BatchConfig,
+    FreezeConfig,
     ResumableDPOTrainer,
     already_trained,
+    data_fingerprint,
+    freeze,
     set_accumulation,
+    settings_of,
     train_and_save,
     trainer_inputs,
+    training_data,
 )
-from sicog_trl.training_data import data_fingerprint, training_data
 
 
 ARGUMENTS = (ScriptArguments, DPOConfig, ModelConfig, MixtureConfig, BatchConfig, FreezeConfig)

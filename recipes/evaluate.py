@@ -10,8 +10,8 @@ from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.evaluation import EvaluationConfig, evaluate
+from sicog_trl.evaluation.tasks import TASKS
 from sicog_trl.report import aligned_table
-from sicog_trl.tasks import TASKS
 
 
 ARGUMENTS = (EvaluationConfig,)

@@ -14,8 +14,7 @@ from trl import TrlParser
 
 from sicog_trl.data import load
 from sicog_trl.files import write_json
-from sicog_trl.preference_rows import load_scores
-from sicog_trl.preferences import PairConfig, make_pairs
+from sicog_trl.preferences import PairConfig, load_scores, make_pairs
 
 
 @dataclass

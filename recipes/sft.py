@@ -7,19 +7,22 @@ accelerate launch recipes/sft.py --config recipes/digits/sft.yaml
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from sicog_trl.checkpoints import check_model
-from sicog_trl.collators import ViewsConfig, show_views
 from sicog_trl.data import MixtureConfig
-from sicog_trl.freezing import FreezeConfig, freeze
-from sicog_trl.resume import settings_of
 from sicog_trl.training import (
     BatchConfig,
+    FreezeConfig,
     ResumableSFTTrainer,
+    ViewsConfig,
     already_trained,
+    data_fingerprint,
+    freeze,
     set_accumulation,
+    settings_of,
+    show_views,
     train_and_save,
     trainer_inputs,
+    training_data,
 )
-from sicog_trl.training_data import data_fingerprint, training_data
 
 
 ARGUMENTS = (ScriptArguments, SFTConfig, ModelConfig, MixtureConfig, BatchConfig, FreezeConfig, ViewsConfig)

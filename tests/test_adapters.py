@@ -16,7 +16,7 @@ from test_training import COMMON, ROOT, cut_off, losses, train
 from transformers import AutoModelForImageTextToText
 
 from sicog_trl.checkpoints import load_for_generation
-from sicog_trl.freezing import parts
+from sicog_trl.training.freezing import parts
 
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"], "lora_dropout": 0.0}
@@ -130,7 +130,7 @@ def test_quantized_weights_need_adapters_and_bitsandbytes(tmp_path, cognition, m
     settings = {**cognition, "output_dir": str(tmp_path), "load_in_4bit": True}
     with pytest.raises(ValueError, match="load_in_4bit: quantized weights do not train; set use_peft: true"):
         train("sft", **settings)
-    monkeypatch.setattr("sicog_trl.adapters.find_spec", lambda name: None)
+    monkeypatch.setattr("sicog_trl.training.adapters.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"load_in_4bit needs bitsandbytes.*sicog-trl\[qlora\]"):
         train("sft", **settings, **LORA)
 

@@ -21,8 +21,8 @@ from trl import TrlParser
 
 from sicog_trl.checkpoints import load_for_generation, placeholders, prepare_for_generation
 from sicog_trl.data import load, save
-from sicog_trl.freezing import PARTS, parts
 from sicog_trl.generation import Request, TransformersSampler, transformers_sampler
+from sicog_trl.training.freezing import PARTS, parts
 
 
 ROOT = Path(__file__).parents[1]
@@ -248,7 +248,7 @@ def test_training_generation_and_evaluation_read_the_same_prompt(name, stages):
     from lmms_eval.api.instance import Instance
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-    from sicog_trl.harness import load_model
+    from sicog_trl.evaluation.harness import load_model
 
     folder = stages.sft(name)
     row = load(stages.annotated)[0]

@@ -19,9 +19,9 @@ from trl.data_utils import prepare_multimodal_messages
 from sicog_trl.assembly import AssemblyConfig, assemble
 from sicog_trl.checkpoints import check_model
 from sicog_trl.data import IMAGES_FEATURES, MESSAGES
-from sicog_trl.freezing import FreezeConfig, freeze
 from sicog_trl.generation import Request, TransformersSampler
-from sicog_trl.training import ResumableSFTTrainer
+from sicog_trl.training.freezing import FreezeConfig, freeze
+from sicog_trl.training.trainers import ResumableSFTTrainer
 
 
 ROOT = Path(__file__).parents[1]

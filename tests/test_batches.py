@@ -12,7 +12,7 @@ from test_training import COMMON, ROOT, cut_off, losses, moved, train, weights
 from trl import SFTConfig
 
 from sicog_trl.data import MESSAGES, load, save
-from sicog_trl.training import BatchConfig, set_accumulation
+from sicog_trl.training.trainers import BatchConfig, set_accumulation
 
 
 def texts(number: int, **sides: str) -> Dataset:

@@ -3,7 +3,14 @@ import json
 import numpy as np
 import pytest
 
-from sicog_trl.comparison import bootstrap_interval, compare, compare_scores, exact_mcnemar, pair, sign_flip_test
+from sicog_trl.evaluation.comparison import (
+    bootstrap_interval,
+    compare,
+    compare_scores,
+    exact_mcnemar,
+    pair,
+    sign_flip_test,
+)
 
 
 BEFORE = np.array([1, 1, 0, 0, 0, 1.0])

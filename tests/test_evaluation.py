@@ -13,9 +13,9 @@ from sicog_trl.checkpoints import resolve_adapter
 from sicog_trl.data import IMAGES_FEATURES, save
 from sicog_trl.digits import evaluation_pool
 from sicog_trl.digits.model import build_model
-from sicog_trl.evaluation import EvaluationConfig, collect, conditions_of, evaluate
+from sicog_trl.evaluation.run import EvaluationConfig, collect, conditions_of, evaluate
+from sicog_trl.evaluation.tasks import SUITES, TASKS, select_tasks, write_task_files
 from sicog_trl.responses import build_steps
-from sicog_trl.tasks import SUITES, TASKS, select_tasks, write_task_files
 
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def harness():
     pytest.importorskip("lmms_eval")
-    from sicog_trl import harness
+    from sicog_trl.evaluation import harness
 
     return harness
 
@@ -354,7 +354,7 @@ def test_lmms_eval_finds_the_wrapper(harness):
 
 def test_importing_does_not_import_lmms_eval():
     code = (
-        "import sys, sicog_trl, sicog_trl.evaluation, sicog_trl.comparison\n"
+        "import sys, sicog_trl, sicog_trl.evaluation.run, sicog_trl.evaluation.comparison\n"
         "print({'lmms_eval', 'torchvision', 'vllm', 'ray', 'deepspeed'} & set(sys.modules))"
     )
     path = {"PYTHONPATH": str(ROOT / "src")}

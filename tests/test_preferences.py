@@ -30,7 +30,7 @@ from sicog_trl.data import (
     split_file,
 )
 from sicog_trl.files import AnotherRunError
-from sicog_trl.preferences import DROPPED_PAIRS_FEATURES, PairConfig, make_pairs
+from sicog_trl.preferences.pairs import DROPPED_PAIRS_FEATURES, PairConfig, make_pairs
 from sicog_trl.prompts import STEPS, prompt_for, task_of
 from sicog_trl.responses import build_steps, canonical, chain_fault, final_part, normalize_answer
 
@@ -183,8 +183,8 @@ def test_vectors_may_be_dense_and_are_asked_of_one_model(tmp_path, monkeypatch):
 
     loaded = []
     embed.num_cut = 2
-    monkeypatch.setattr("sicog_trl.preference_rows.BATCH", 1)
-    monkeypatch.setattr("sicog_trl.preferences.embedder", lambda name: loaded.append(name) or embed)
+    monkeypatch.setattr("sicog_trl.preferences.rows.BATCH", 1)
+    monkeypatch.setattr("sicog_trl.preferences.pairs.embedder", lambda name: loaded.append(name) or embed)
     mode = "detailed_description"
     chosen = annotated(("a", "s", mode, "a b"), ("b", "s", mode, "x"))
     damaged = candidates(("s", [said(mode, "x", WAYS[0]), said(mode, "y", WAYS[1])]))
@@ -410,7 +410,7 @@ def test_nothing_is_left_to_chance_to_the_order_of_the_candidates_or_to_the_batc
         make_pairs([chosen], PairConfig(), tmp_path / name, parts)
     for split in ("preference", "dropped"):
         assert len({split_file(tmp_path / name, split).read_bytes() for name in "abc"}) == 1
-    monkeypatch.setattr("sicog_trl.preference_rows.BATCH", 7)
+    monkeypatch.setattr("sicog_trl.preferences.rows.BATCH", 7)
     make_pairs([chosen], PairConfig(), tmp_path / "d", [damaged])
     for split in ("preference", "dropped"):
         tables = [pq.read_table(split_file(tmp_path / name, split)) for name in "ad"]

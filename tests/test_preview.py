@@ -10,11 +10,11 @@ from PIL.ExifTags import Base
 from tiny_models import BUILDERS, build
 from trl import DPOConfig, SFTConfig
 
-from sicog_trl import preview
-from sicog_trl.collators import ImageInEveryBatch
 from sicog_trl.data import MESSAGES, PREFERENCE_FEATURES
-from sicog_trl.preview import row_lengths
-from sicog_trl.training import ResumableDPOTrainer, ResumableSFTTrainer
+from sicog_trl.training import preview
+from sicog_trl.training.collators import ImageInEveryBatch
+from sicog_trl.training.preview import row_lengths
+from sicog_trl.training.trainers import ResumableDPOTrainer, ResumableSFTTrainer
 
 
 ARCHITECTURES = pytest.mark.parametrize("name", BUILDERS)

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import TrlParser
 
-from sicog_trl.collators import ViewCollator
 from sicog_trl.data import load, save
-from sicog_trl.freezing import FreezeConfig, freeze, parts, parts_table
-from sicog_trl.resume import ResumeFix, last_checkpoint, refuse_other_settings
-from sicog_trl.training import ResumableSFTTrainer
+from sicog_trl.training.collators import ViewCollator
+from sicog_trl.training.freezing import FreezeConfig, freeze, parts, parts_table
+from sicog_trl.training.resume import ResumeFix, last_checkpoint, refuse_other_settings
+from sicog_trl.training.trainers import ResumableSFTTrainer
 from sicog_trl.views import light_view
 
 

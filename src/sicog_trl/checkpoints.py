@@ -14,8 +14,7 @@ from transformers import (
 )
 
 from .files import is_local, missing_folder
-from .provenance import weights_fingerprint
-from .tasks import hash_files
+from .provenance import hash_files, weights_fingerprint
 
 
 # What decides, beside the weights, what the model sees and when it stops.

@@ -31,11 +31,16 @@ def weights_fingerprint(model_name_or_path: str, revision: str | None = None) ->
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not files:
         raise FileNotFoundError(f"{folder} holds no weights ({' or '.join(WEIGHTS)})")
+    return f"sha256:{hash_files(files)}"
+
+
+def hash_files(files: list[Path]) -> str:
+    """Return a short hash of the contents of `files`, in their order."""
     digest = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

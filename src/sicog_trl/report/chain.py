@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..comparison import compare_scores, read_samples
+from ..evaluation.comparison import compare_scores, read_samples
 from .sections import BEHAVIOUR, difference, models_of, number, title
 
 

@@ -27,7 +27,7 @@ def compare(
 
     Args:
         before, after (`str` or `Path`):
-            Folders that [`~sicog_trl.evaluation.evaluate`] wrote for the two checkpoints.
+            Folders that [`~sicog_trl.evaluation.run.evaluate`] wrote for the two checkpoints.
         tasks (`Mapping[str, Sequence[str]]`):
             Task -> metrics to compare.
         num_resamples (`int`, *optional*, defaults to `10_000`):

@@ -66,7 +66,7 @@ def freeze(model: torch.nn.Module, config: FreezeConfig) -> None:
             if not found[part]:
                 raise ValueError(
                     f"freeze_{part}: {type(model).__name__} has none of {', '.join(places)}; leave the key out, or "
-                    "add the place to sicog_trl.freezing.PARTS"
+                    "add the place to sicog_trl.training.freezing.PARTS"
                 )
             for parameter in found[part]:
                 parameter.requires_grad_(False)

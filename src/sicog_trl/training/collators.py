@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from transformers import ProcessorMixin, TrainerCallback
 
-from .views import VIEWS
+from ..views import VIEWS
 
 
 @dataclass
@@ -98,7 +98,7 @@ class _StartEpoch(TrainerCallback):
 
 
 def show_views(trainer: Any, config: ViewsConfig) -> None:
-    """Let `trainer`, one of [`~sicog_trl.training`], train, not evaluate, on views if `config` says so."""
+    """Let `trainer`, one of [`~sicog_trl.training.trainers`], train, not evaluate, on views if `config` says so."""
     if not config.image_views:
         return
     args = trainer.args

@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from .chat_templates import end_of_turn, with_images
-from .files import claim, is_local, refuse_another_run, write_json
-from .freezing import parts
-from .model_parts import check_decoder, load_decoder, load_tower, projector_weights, tower_config
-from .provenance import versions, weights_fingerprint
+from ..files import claim, is_local, refuse_another_run, write_json
+from ..provenance import versions, weights_fingerprint
+from ..training.freezing import parts
+from .parts import check_decoder, load_decoder, load_tower, projector_weights, tower_config
+from .templates import end_of_turn, with_images
 
 
 IMAGE_TOKEN = "<image>"

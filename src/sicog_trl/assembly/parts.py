@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .files import is_local
+from ..files import is_local
 
 
 _PROJECTOR = "multi_modal_projector."

@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm.auto import tqdm
 
-from .checkpoints import load_for_generation, prepare_for_generation
+from ..checkpoints import load_for_generation, prepare_for_generation
 
 
 DEFAULT_MAX_NEW_TOKENS = 1024  # for a task that sets none

@@ -1,6 +1,5 @@
 """What a checkpoint is scored on: the tasks as data, and the files that tell lmms-eval where their rows are."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +73,3 @@ def write_task_files(folder: Path, dataset_name: str, tasks: dict[str, Task]) ->
             "dataset_kwargs": {"data_files": {"test": [str(file) for file in data_files(dataset_name, task)]}},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-
-
-def hash_files(files: list[Path]) -> str:
-    """Return a short hash of the contents of `files`, in their order."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 
-from .checkpoints import resolve_adapter
-from .files import claim, refuse_another_run
-from .provenance import weights_fingerprint
+from ..checkpoints import resolve_adapter
+from ..files import claim, refuse_another_run
+from ..provenance import weights_fingerprint
 
 
 # Arguments that change where, how fast or how loudly a run trains, not what it trains. A resumed run may change them.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from .data import CANDIDATES_FEATURES
+from ..data import CANDIDATES_FEATURES
 
 
 BATCH = 256  # rows, with their images

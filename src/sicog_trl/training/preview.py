@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from trl import apply_chat_template
 from trl.data_utils import is_conversational, prepare_multimodal_messages
 
-from .training_data import TEXTS, read_row, row_label
+from .data import TEXTS, read_row, row_label
 
 
 _BATCH = 64  # rows
@@ -28,7 +28,7 @@ def preview(trainer: Any) -> str:
 
     Args:
         trainer (`SFTTrainer` or `DPOTrainer`):
-            One of [`~sicog_trl.training`]; its dataset, collator and processor are asked.
+            One of [`~sicog_trl.training.trainers`]; its dataset, collator and processor are asked.
 
     Returns:
         `str`: the text of each side, with `⟦ ⟧` around what carries loss, its tokens, and how many rows are cut.

@@ -17,15 +17,15 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl import DPOConfig, DPOTrainer, ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
+from ..checkpoints import resolve_adapter
+from ..files import write_json
+from ..provenance import versions
 from .adapters import load_adapter, quantization
-from .checkpoints import resolve_adapter
 from .collators import ImageInEveryBatch
-from .files import write_json
+from .data import TEXTS, NamedRows, check_texts, has_images, read_row, refuse_image_loss, texts_of
 from .freezing import parts_table
 from .preview import preview
-from .provenance import versions
 from .resume import ResumeFix, claim_folder, last_checkpoint, refuse_other_settings
-from .training_data import TEXTS, NamedRows, check_texts, has_images, read_row, refuse_image_loss, texts_of
 
 
 @dataclass
@@ -198,7 +198,7 @@ def train_and_save(
         trainer (`SFTTrainer` or `DPOTrainer`):
             Ready to train.
         settings (`dict[str, Any]`):
-            What the run is, see [`~sicog_trl.resume.settings_of`]; the folder is claimed for it.
+            What the run is, see [`~sicog_trl.training.resume.settings_of`]; the folder is claimed for it.
         dataset_name (`str`, *optional*):
             For the model card.
 
@@ -226,6 +226,9 @@ def train_and_save(
         trainer.push_to_hub(dataset_name=dataset_name)
     if trainer.accelerator.is_main_process:  # last: it says that nothing is left to do, so a failed push is repeated
         write_json(Path(args.output_dir, "training.json"), {**record, "versions": versions()})
+    # Gloo frees the tensors of its last work in a thread of its own, which needs the interpreter. Unless a barrier lets
+    # it finish, that may happen while the interpreter ends, and both wait for each other for ever (pytorch#190489).
+    trainer.accelerator.wait_for_everyone()
     trainer.end()
     return record
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
-from .curation.embedding import Embed
-from .preference_rows import PairRow
-from .prompts import STEPS
-from .responses import canonical, chain_fault, final_part, normalize_answer
+from ..curation.embedding import Embed
+from ..prompts import STEPS
+from ..responses import canonical, chain_fault, final_part, normalize_answer
+from .rows import PairRow
 
 
 # What is asked of a candidate last, in this order: how near it came to being used.

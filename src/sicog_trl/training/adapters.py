@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig
 from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
-from .checkpoints import load_processor, resolve_adapter
+from ..checkpoints import load_processor, resolve_adapter
 
 
 # Options of TRL's ModelConfig -> names in the configuration of an adapter.

@@ -8,10 +8,10 @@ import torch
 from datasets import Dataset, Image, List, Value
 from trl import DPOConfig, ScriptArguments, SFTConfig
 
-from .checkpoints import load_processor, placeholders
-from .data import MixtureConfig, load, load_mixture, split_files
-from .files import is_local
-from .tasks import hash_files
+from ..checkpoints import load_processor, placeholders
+from ..data import MixtureConfig, load, load_mixture, split_files
+from ..files import is_local
+from ..provenance import hash_files
 
 
 TEXTS = ("messages", "prompt", "completion", "chosen", "rejected")

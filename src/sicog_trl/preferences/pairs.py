@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
-from .curation.embedding import embedder
-from .data import CANDIDATES_FEATURES, PREFERENCE_FEATURES, write_card, writing
-from .files import claim
-from .preference_margins import judge, nearest, ranking
-from .preference_rows import CHOSEN, PairRow, check, digest, fingerprint, verdicts_of, with_damaged, with_ranked
-from .responses import canonical
+from ..curation.embedding import embedder
+from ..data import CANDIDATES_FEATURES, PREFERENCE_FEATURES, write_card, writing
+from ..files import claim
+from ..responses import canonical
+from .margins import judge, nearest, ranking
+from .rows import CHOSEN, PairRow, check, digest, fingerprint, verdicts_of, with_damaged, with_ranked
 
 
 SOURCES = ("damaged", "ranked")

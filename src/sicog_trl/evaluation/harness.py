@@ -1,6 +1,7 @@
 """One checkpoint, one task, one run of lmms-eval; what comes out is checked and written.
 
-This module imports lmms-eval, which takes seconds; [`sicog_trl.evaluation`] imports it when there is something to run.
+This module imports lmms-eval, which takes seconds; [`sicog_trl.evaluation.run`] imports it when there is something to
+run.
 """
 
 import argparse
@@ -16,10 +17,10 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from loguru import logger
 
+from ..files import write_json, write_text
 from .comparison import Sample
-from .evaluation import manifest
-from .files import write_json, write_text
-from .lmms_wrapper import DEFAULT_MAX_NEW_TOKENS, VisionLanguageModel
+from .run import manifest
+from .wrapper import DEFAULT_MAX_NEW_TOKENS, VisionLanguageModel
 
 
 def load_model(path: str, dtype: str = "auto", batch_size: int = 1) -> VisionLanguageModel:

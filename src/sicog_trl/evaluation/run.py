@@ -16,20 +16,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 
-from .checkpoints import model_fingerprint
+from ..checkpoints import model_fingerprint
+from ..data import num_rows
+from ..files import write_json
+from ..provenance import hardware, hash_files, made_by, versions
 from .comparison import compare, read_samples
-from .data import num_rows
-from .files import write_json
-from .provenance import hardware, made_by, versions
-from .tasks import FOLDER, Task, data_files, hash_files, select_tasks, write_task_files
+from .tasks import FOLDER, Task, data_files, select_tasks, write_task_files
 
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
+_PACKAGE = Path(__file__).parents[1]
 # What a score depends on besides the weights and the rows.
 _PACKAGES = ("torch", "transformers", "lmms-eval")
-_CODE = ("harness.py", "checkpoints.py", "lmms_wrapper.py", "prompts.py", "responses.py", "digits/texts.py")
+_CODE = (
+    *("evaluation/harness.py", "evaluation/wrapper.py", "checkpoints.py"),
+    *("prompts.py", "responses.py", "digits/texts.py"),
+)
 
 
 @dataclass
@@ -90,7 +94,7 @@ def manifests() -> "list[ModelManifest]":
     """Tell lmms-eval about our model wrapper; the entry point of the group `lmms_eval.models`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return [ModelManifest(model_id="sicog_trl", chat_class_path="sicog_trl.lmms_wrapper.VisionLanguageModel")]
+    return [ModelManifest(model_id="sicog_trl", chat_class_path="sicog_trl.evaluation.wrapper.VisionLanguageModel")]
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
@@ -103,8 +107,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: `models` (name -> task -> metric -> value, with `n`), `comparisons` (see
-        [`~sicog_trl.comparison.compare`], plus the names `before` and `after`), `health` (name -> task -> how many
-        answers were empty or cut off, and their mean length) and `manifest`; also written to `scores.json`.
+        [`~sicog_trl.evaluation.comparison.compare`], plus the names `before` and `after`), `health` (name -> task ->
+        how many answers were empty or cut off, and their mean length) and `manifest`; also written to `scores.json`.
     """
     started = time.time()
     tasks = select_tasks(config.suite, config.tasks)
@@ -154,7 +158,7 @@ def conditions_of(config: EvaluationConfig, task: Task) -> dict[str, Any]:
     return {
         "rows": hash_files(data_files(config.dataset_name, task)),
         "num_rows": rows if config.limit is None else min(rows, config.limit),
-        "code": hash_files([*code, *(FOLDER.parent / name for name in _CODE)]),
+        "code": hash_files([*code, *(_PACKAGE / name for name in _CODE)]),
         "dtype": config.dtype,
         "device": "cuda" if hardware()["gpus"] else "cpu",
         "versions": {package: installed.get(package) for package in _PACKAGES},
