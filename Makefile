@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 # The stack is tested on Python 3.11, so that one is taken where there are several.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEEDS ?= 0 1 2
+TEST_PROCESSES ?= 2
 STUDY_SEEDS := $(SEEDS:%=study-seed-%)
 BENCHMARKS := $(filter-out benchmarks/study.py benchmarks/_%.py benchmarks/__init__.py,$(wildcard benchmarks/*.py))
 
@@ -48,8 +49,9 @@ $(STUDY_SEEDS): study-seed-%: $(STAMP)
 	$(BIN)/python recipes/self_improve.py --config recipes/digits/self_improve.yaml \
 		--controls annotated_only random_candidate oracle --seed $* --output_dir runs/study/seed-$*
 
-test: $(STAMP)  ## the offline tests (PYTEST_ARGS="-n 2" passes options on)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+test test-slow: export OMP_NUM_THREADS := 1
+test: $(STAMP)  ## the offline tests (PYTEST_ARGS="-k curation" passes options on)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## the tests that take minutes; installs bitsandbytes, Ray, and DeepSpeed, which needs a C++ compiler
 	$(BIN)/python -m pip install -c constraints.txt -e ".[deepspeed,qlora,ray]" "$$(grep '^torch==' constraints.txt)"

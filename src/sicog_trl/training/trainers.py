@@ -226,8 +226,8 @@ def train_and_save(
         trainer.push_to_hub(dataset_name=dataset_name)
     if trainer.accelerator.is_main_process:  # last: it says that nothing is left to do, so a failed push is repeated
         write_json(Path(args.output_dir, "training.json"), {**record, "versions": versions()})
-    # Gloo frees the tensors of its last work in a thread of its own, which needs the interpreter. Unless a barrier lets
-    # it finish, that may happen while the interpreter ends, and both wait for each other for ever (pytorch#190489).
+    # Gloo frees the tensors of its last work in a thread of its own, which needs the interpreter. Without a barrier
+    # that may happen while the interpreter ends, and then each waits for the other for ever (pytorch#190489).
     trainer.accelerator.wait_for_everyone()
     trainer.end()
     return record
