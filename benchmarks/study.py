@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 from scipy.stats import t as student
 
+from sicog_trl.evaluation.benchmarks import select_tasks
 from sicog_trl.evaluation.comparison import compare_scores, pair, read_samples
-from sicog_trl.evaluation.tasks import TASKS
 from sicog_trl.files import write_json, write_text
 from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table, summary_table
@@ -140,7 +140,8 @@ def gather(runs: dict[int, Path], num_resamples: int) -> dict[str, Any]:
             raise SystemExit(f"{runs[seed]}: {sorted(missing)[0]} was not scored in every seed")
     if CONTROL not in arms:
         raise SystemExit(f"no run has the control {CONTROL}; a study without it proves nothing")
-    measures = [(task, m) for task in scores[min(scores)][arms[0]] for m in TASKS[task].metrics]
+    tasks = select_tasks("digits")
+    measures = [(task, metric) for task in scores[min(scores)][arms[0]] for metric in tasks[task].benchmark.headline]
     models: dict[str, Any] = {arm: {} for arm in arms}
     for arm in arms:
         for task, metric in measures:

@@ -9,20 +9,19 @@ from typing import Any
 from accelerate import PartialState
 from trl import TrlParser
 
-from sicog_trl.evaluation import EvaluationConfig, evaluate
-from sicog_trl.evaluation.tasks import TASKS
+from sicog_trl.evaluation import EvaluationConfig, Task, evaluate, select_tasks
 from sicog_trl.report import aligned_table
 
 
 ARGUMENTS = (EvaluationConfig,)
 
 
-def table(scores: dict[str, Any]) -> str:
+def table(scores: dict[str, Any], tasks: dict[str, Task]) -> str:
     """Return the headline metric of each task and model in points, and the differences with their intervals."""
     models = list(scores["models"])
     rows = []
     for task in scores["models"][models[0]]:
-        metric = TASKS[task].metrics[0]
+        metric = tasks[task].benchmark.headline[0]
         found = [scores["models"][model][task] for model in models]
         rows.append([task, metric, str(found[0]["n"]), *(f"{100 * entry[metric]:.1f}" for entry in found)])
     blocks = [aligned_table(["task", "metric", "n", *models], rows, left=2)]
@@ -40,7 +39,7 @@ def table(scores: dict[str, Any]) -> str:
 def main(config: EvaluationConfig) -> None:
     """Evaluate, compare, print the table; a result that is missing ends it with an error."""
     scores = evaluate(config)
-    PartialState().print(table(scores))
+    PartialState().print(table(scores, select_tasks(config.suite, config.tasks)))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ from sicog_trl.checkpoints import resolve_adapter
 from sicog_trl.data import IMAGES_FEATURES, save
 from sicog_trl.digits import evaluation_pool
 from sicog_trl.digits.model import build_model
+from sicog_trl.evaluation.benchmarks import select_tasks
 from sicog_trl.evaluation.run import EvaluationConfig, collect, conditions_of, evaluate
-from sicog_trl.evaluation.tasks import SUITES, TASKS, select_tasks, write_task_files
+from sicog_trl.evaluation.task_files import write_task_files
 from sicog_trl.responses import build_steps
 
 
 ROOT = Path(__file__).parent.parent
 NUM_ROWS = 6
+TASKS = select_tasks("digits")
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,10 @@ def copy_run(run, tmp_path):
 def test_every_model_has_every_result(run):
     config, scores = run
     for name in ("base", "trained"):
-        assert set(scores["models"][name]) == set(SUITES["digits"])
+        assert set(scores["models"][name]) == set(TASKS)
         for task, entry in scores["models"][name].items():
             assert entry["n"] == NUM_ROWS
-            assert set(TASKS[task].metrics) < set(entry)
+            assert set(TASKS[task].benchmark.headline) < set(entry)
             assert all(0 <= value <= 1 for metric, value in entry.items() if metric != "n")
             lines = Path(config.output_dir, name, f"samples_{task}.jsonl").read_text().splitlines()
             assert [json.loads(line)["doc_id"] for line in lines] == list(range(NUM_ROWS))
@@ -79,7 +81,8 @@ def test_every_model_has_every_result(run):
 def test_comparisons_and_manifest(run):
     _, scores = run
     found = {(entry["before"], entry["after"], entry["task"], entry["metric"]) for entry in scores["comparisons"]}
-    assert found == {("base", "trained", name, metric) for name, task in TASKS.items() for metric in task.metrics}
+    metrics = [(name, metric) for name, task in TASKS.items() for metric in task.benchmark.headline]
+    assert found == {("base", "trained", *each) for each in metrics}
     assert {"command", "versions", "hardware", "seconds", "weights"} <= set(scores["manifest"])
     assert len(set(scores["manifest"]["weights"].values())) == 2
 
@@ -97,7 +100,7 @@ def test_batches_do_not_change_answers(run, pool, models, harness, tmp_path):
         models={"base": models["base"]}, dataset_name=str(pool), output_dir=str(tmp_path), batch_size=1
     )
     evaluate(other)
-    for task in SUITES["digits"]:
+    for task in TASKS:
         file = f"base/samples_{task}.jsonl"
         assert Path(config.output_dir, file).read_text() == (tmp_path / file).read_text()
 
@@ -215,10 +218,10 @@ def ask(harness, pool, tmp_path):
     return ask
 
 
-@pytest.mark.parametrize("task", SUITES["digits"])
+@pytest.mark.parametrize("task", TASKS)
 def test_right_answers_score_full_marks_and_wrong_ones_nothing(ask, task):
     right, wrong = ask(task, answer_from_truth), ask(task, answer_wrongly)
-    for metric in TASKS[task].metrics:
+    for metric in TASKS[task].benchmark.headline:
         assert (right[metric], wrong[metric]) == (1, 0)
 
 

@@ -20,8 +20,9 @@ from ..checkpoints import model_fingerprint
 from ..data import num_rows
 from ..files import write_json
 from ..provenance import hardware, hash_files, made_by, versions
+from .benchmarks import Task, select_tasks
 from .comparison import compare, read_samples
-from .tasks import FOLDER, Task, data_files, select_tasks, write_task_files
+from .task_files import data_files, task_code, write_task_files
 
 
 if TYPE_CHECKING:
@@ -152,13 +153,11 @@ def _run_tasks(model: dict[str, str], conditions: dict[str, dict[str, Any]], con
 
 def conditions_of(config: EvaluationConfig, task: Task) -> dict[str, Any]:
     """Return what a score on `task` depends on besides the checkpoint; two scores compare only if it is equal."""
-    folder = (FOLDER / task.file).parent
-    code = [FOLDER / task.file, *sorted(folder.glob("*.py")), *sorted(folder.glob("_*"))]
-    installed, rows = versions(), num_rows(config.dataset_name, task.split)
+    installed, rows = versions(), num_rows(config.dataset_name, task.benchmark.split)
     return {
         "rows": hash_files(data_files(config.dataset_name, task)),
         "num_rows": rows if config.limit is None else min(rows, config.limit),
-        "code": hash_files([*code, *(_PACKAGE / name for name in _CODE)]),
+        "code": hash_files([*task_code(task), *(_PACKAGE / name for name in _CODE)]),
         "dtype": config.dtype,
         "device": "cuda" if hardware()["gpus"] else "cpu",
         "versions": {package: installed.get(package) for package in _PACKAGES},
@@ -208,7 +207,7 @@ def collect(output_dir: Path, config: EvaluationConfig, tasks: dict[str, Task]) 
     for number, (before, after) in enumerate(pairs):
         if (after, before) in pairs[:number]:
             continue
-        metrics = {name: task.metrics for name, task in tasks.items()}
+        metrics = {name: task.benchmark.headline for name, task in tasks.items()}
         entries = compare(output_dir / before, output_dir / after, metrics, config.num_resamples, config.seed)
         comparisons += [{"before": before, "after": after, **entry} for entry in entries]
     return {"models": models, "comparisons": comparisons, "health": health}

@@ -1,0 +1,121 @@
+"""How a question is put to a model, and which part of what it writes the scorer gets.
+
+A benchmark asked `direct`ly is asked as lmms-eval wrote it. Asked `step_by_step` the same question is followed by our
+request for a structured chain of thought (SICOG, arXiv 2503.12303), with room to write it, and the scorer gets the
+final answer alone: nine of fourteen tasks give a right answer nothing if it comes at the end of a chain. A protocol
+may ask more than once; it gets the model as a function and knows nothing of lmms-eval.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..prompts import prompt_for
+from ..responses import chain_fault, final_part
+
+
+# A conversation in the form of Transformers: turns with typed content, images in place.
+Conversation = list[dict[str, Any]]
+# ours: room for four steps; a benchmark that allows more is given more.
+MAX_CHAIN_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Completion:
+    """
+    What a model wrote.
+
+    Args:
+        text (`str`):
+            Without special tokens.
+        num_tokens (`int`, *optional*):
+            Tokens of the text; a server may not tell.
+        truncated (`bool`, *optional*, defaults to `False`):
+            It was cut off at the limit of new tokens.
+    """
+
+    text: str
+    num_tokens: int | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    The answer to one row of a benchmark.
+
+    Args:
+        text (`str`):
+            All that the model wrote, for people to read.
+        answer (`str`):
+            What the scorer gets.
+        num_tokens (`int`, *optional*):
+            Tokens written, over all calls.
+        truncated (`bool`, *optional*, defaults to `False`):
+            Something was cut off.
+        fault (`str`, *optional*):
+            Why no answer was found in the text, see [`~sicog_trl.responses.chain_fault`]; the scorer got all of it.
+    """
+
+    text: str
+    answer: str
+    num_tokens: int | None = None
+    truncated: bool = False
+    fault: str | None = None
+
+
+# Conversations and the most new tokens of each -> what the model wrote, in their order. Implementations batch.
+Ask = Callable[[list[Conversation], list[int]], list[Completion]]
+
+
+def direct(ask: Ask, conversations: list[Conversation], limits: list[int]) -> list[Reply]:
+    """
+    Ask as the benchmark does; the scorer gets what the model wrote.
+
+    Args:
+        ask (`Callable`):
+            The model.
+        conversations (`list[Conversation]`):
+            One per row.
+        limits (`list[int]`):
+            The most new tokens that the benchmark allows for each.
+    """
+    return [Reply(found.text, found.text, found.num_tokens, found.truncated) for found in ask(conversations, limits)]
+
+
+def step_by_step(ask: Ask, conversations: list[Conversation], limits: list[int]) -> list[Reply]:
+    """
+    Ask for a structured chain of thought; the scorer gets its last step.
+
+    The request is the one of training ([`~sicog_trl.prompts.prompt_for`]), put around the last text of the question.
+    What the benchmark says about the form of the answer then holds for the last step.
+
+    Args:
+        ask (`Callable`):
+            The model.
+        conversations (`list[Conversation]`):
+            One per row.
+        limits (`list[int]`):
+            Raised to [`MAX_CHAIN_TOKENS`].
+    """
+    found = ask([_as_chain(each) for each in conversations], [max(limit, MAX_CHAIN_TOKENS) for limit in limits])
+    replies = []
+    for each in found:
+        fault = chain_fault(each.text, "chain_of_thought")
+        answer = each.text if fault else final_part(each.text, "chain_of_thought")
+        replies.append(Reply(each.text, answer, each.num_tokens, each.truncated, fault))
+    return replies
+
+
+def _as_chain(conversation: Conversation) -> Conversation:
+    *before, turn = conversation
+    content = [dict(part) for part in turn["content"]]
+    texts = [part for part in content if part["type"] == "text"]
+    texts[-1]["text"] = prompt_for("chain_of_thought", texts[-1]["text"])
+    return [*before, {**turn, "content": content}]
+
+
+PROTOCOLS: dict[str, Callable[[Ask, list[Conversation], list[int]], list[Reply]]] = {
+    "direct": direct,
+    "step_by_step": step_by_step,
+}
