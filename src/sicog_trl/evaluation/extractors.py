@@ -1,7 +1,7 @@
 """From the records of lmms-eval to one number per row, so that two models can be compared row by row.
 
-The headline of a benchmark is computed by lmms-eval from all rows at once. What it logs for a single row has a shape of
-its own in almost every benchmark: a number, a number with its category, a parsed answer, or nothing that says whether
+The headline of a benchmark is computed by lmms-eval from all rows at once. What it logs for a single row has another
+shape in almost every benchmark: a number, a number with its category, a parsed answer, or nothing that says whether
 the row was right. Column `score` of `benchmarks.yaml` names how it is read. The scorers of lmms-eval are called where
 they exist, so that a row is right here if and only if it counts as right there.
 """
