@@ -12,7 +12,8 @@ from .protocols import PROTOCOLS
 
 _FOLDER = Path(__file__).parent
 SUITES = tuple(sorted(path.stem for path in (_FOLDER / "suites").glob("*.yaml")))
-_OURS = "sicog_trl/"
+# Tasks that ask for steps and read them by themselves; other YAMLs of ours are like those of lmms-eval.
+_OURS = "sicog_trl/digits/"
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,25 @@ def _mmmu_pro(record: Record, headline: tuple[str, ...]) -> Scores:
     return {"accuracy": float(evaluate_mmmu([_logged(record, headline)])[1]["acc"])}
 
 
+def _mmvet(record: Record, headline: tuple[str, ...]) -> Scores:
+    """Read the judge's grade; where there is none, no model is named and the score of 0 means nothing."""
+    logged = _logged(record, headline)
+    return {"score": float(logged["score"]) if logged["eval_model"] else None}
+
+
+def _mathvista(record: Record, headline: tuple[str, ...]) -> Scores:
+    """Read whether the answer that the judge found is right; an answer in which it found nothing was not judged."""
+    logged = _logged(record, headline)
+    is_judged = logged["extraction"] or not record["filtered_resps"][0].strip()
+    return {"accuracy": float(logged["true_false"]) if is_judged else None}
+
+
+def _llava_bench(record: Record, headline: tuple[str, ...]) -> Scores:
+    """Read the judge's grade of the model; it is -1 where there is none."""
+    grades = _logged(record, headline)["scores"]
+    return {"score": grades[1] / 10 if min(grades) >= 0 else None}
+
+
 def _logged(record: Record, headline: tuple[str, ...]) -> Any:
     """Return what was logged for the first metric of the headline that the row has; parts of MME have one each."""
     names = [metric.split(",")[0] for metric in headline]
@@ -109,6 +128,9 @@ EXTRACTORS: dict[str, Callable[[Record, tuple[str, ...]], Scores]] = {
     "score_field": _score_field,
     "mmmu": _mmmu,
     "mmmu_pro": _mmmu_pro,
+    "mmvet": _mmvet,
+    "mathvista": _mathvista,
+    "llava_bench": _llava_bench,
 }
 # These need all rows at once.
 GROUP_EXTRACTORS: dict[str, Callable[[list[Record], tuple[str, ...]], list[Scores]]] = {
