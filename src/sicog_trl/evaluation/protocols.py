@@ -64,6 +64,16 @@ class Reply:
     fault: str | None = None
 
 
+def images_of(conversation: Conversation) -> list[Any]:
+    """Return the images of a conversation, in their order."""
+    return [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
+
+
+def texts_of(conversation: Conversation) -> list[str]:
+    """Return the texts of a conversation, in their order."""
+    return [part["text"] for turn in conversation for part in turn["content"] if part["type"] == "text"]
+
+
 # Conversations and the most new tokens of each -> what the model wrote, in their order. Implementations batch.
 Ask = Callable[[list[Conversation], list[int]], list[Completion]]
 

@@ -1,26 +1,26 @@
-"""The model that lmms-eval asks: any image-text-to-text checkpoint behind its own chat template.
+"""A checkpoint as lmms-eval asks it: any image-text-to-text model behind its own chat template.
 
-lmms-eval finds it as `--model sicog_trl` through the entry point of this package; nothing else imports this module,
-because importing lmms-eval takes seconds and it is an optional dependency. Decoding is greedy and does not depend on
-what the checkpoint's `generation_config` asks for, so that two checkpoints differ by their weights alone.
+lmms-eval finds it as `--model sicog_trl` through the entry point of this package. Decoding is greedy and does not
+depend on what the checkpoint's `generation_config` asks for, so that two checkpoints differ by their weights alone.
 """
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
-from lmms_eval.api.model import lmms
-from lmms_eval.protocol import ChatMessages
-from tqdm.auto import tqdm
+from transformers import BatchFeature
 
-from ..checkpoints import load_for_generation, prepare_for_generation
-
-
-DEFAULT_MAX_NEW_TOKENS = 1024  # for a task that sets none
+from ..checkpoints import load_for_generation, placeholders, prepare_for_generation
+from ..generation.cache import growing_cache
+from ..generation.sampling import Failure
+from .answering import DEFAULT_MAX_NEW_TOKENS, Answering
+from .protocols import Completion, Conversation, images_of, texts_of
 
 
-class VisionLanguageModel(lmms):
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "Answering", "VisionLanguageModel"]
+
+
+class VisionLanguageModel(Answering):
     """
     A checkpoint as lmms-eval sees it.
 
@@ -28,18 +28,17 @@ class VisionLanguageModel(lmms):
         pretrained (`str`):
             Anything that `AutoModelForImageTextToText` loads, or the folder of a PEFT adapter.
         peft (`str`, *optional*):
-            Adapter to put on `pretrained`; it is merged into the weights.
+            Adapter to put on `pretrained`, a folder or a Hub id; it is merged into the weights.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the weights.
         device (`str`, *optional*):
             Device; by default the one that Accelerate gives this process.
         batch_size (`int`, *optional*, defaults to `1`):
-            Requests per forward pass. It does not change the answers.
+            Requests per forward pass; changes the speed, not the answers (on one CPU build in float32; in other
+            precisions sums are rounded differently, which now and then tips a token).
         max_batch_size (`int`, *optional*):
             Accepted because lmms-eval passes it; not used.
     """
-
-    is_simple = False
 
     def __init__(
         self,
@@ -50,80 +49,77 @@ class VisionLanguageModel(lmms):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(description=pretrained)
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = torch.device(device) if device else self.accelerator.device
         self.batch_size = int(batch_size)
-        self.description = pretrained  # what the progress bar says
 
         self.model, self.processor = load_for_generation(pretrained, peft, dtype=dtype, device=self.device)
+        self.placeholders = placeholders(self.processor)
+        self.max_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_tokens = prepare_for_generation(self.model, self.processor, do_sample=False, num_beams=1)
 
-    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """
-        Answer the requests, in their order.
-
-        `until` is ignored, as chat models end their turn by themselves, and so are sampling settings of a task. Of
-        `generation_kwargs` only `max_new_tokens` counts.
-        """
-        limits = [request.args[2].get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS) for request in requests]
-        # Longest first: too little memory shows at once, and prompts of like length need little padding.
-        order = sorted(range(len(requests)), key=lambda i: (limits[i], len(requests[i].args[0])), reverse=True)
-        answers: dict[int, GenerationResult] = {}
-        with tqdm(total=len(requests), desc=self.description, unit="answer", disable=self.rank != 0) as progress:
-            for batch in self._batches(order, limits):
-                messages = {i: self._messages(requests[i]) for i in batch}
-                # Processors do not take rows with and without images together.
-                with_images = [i for i in batch if messages[i].extract_media()[0]]
-                without = [i for i in batch if not messages[i].extract_media()[0]]
-                for part in filter(None, (with_images, without)):
-                    texts = self._generate([messages[i] for i in part], limits[part[0]])
-                    answers.update(zip(part, texts, strict=True))
-                progress.update(len(batch))
-        return [answers[i] for i in range(len(requests))]
-
-    def _batches(self, order: list[int], limits: list[int]) -> list[list[int]]:
-        """Cut `order` into batches whose requests have the same limit of new tokens."""
+    def complete(
+        self, conversations: list[Conversation], limits: list[int]
+    ) -> Iterator[tuple[int, Completion | Failure]]:
+        """See [`Answering.complete`]. What does not fit behind the prompt any more counts as truncated."""
+        # Processors do not take rows with and without images together; tokens are generated up to one limit.
+        kinds = [(limit, bool(images_of(each))) for limit, each in zip(limits, conversations, strict=True)]
+        order = sorted(range(len(conversations)), key=lambda i: (*kinds[i], _size(conversations[i])), reverse=True)
         batches: list[list[int]] = []
         for i in order:
-            if batches and len(batches[-1]) < self.batch_size and limits[batches[-1][0]] == limits[i]:
+            if batches and len(batches[-1]) < self.batch_size and kinds[batches[-1][0]] == kinds[i]:
                 batches[-1].append(i)
             else:
                 batches.append([i])
-        return batches
+        for batch in batches:
+            yield from zip(batch, self._answer([conversations[i] for i in batch], limits[batch[0]]), strict=True)
 
-    def _messages(self, request: Instance) -> ChatMessages:
-        _, doc_to_messages, _, doc_id, task, split = request.args
-        return ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+    def _answer(self, conversations: list[Conversation], limit: int) -> list[Completion | Failure]:
+        try:
+            inputs = self._encode(conversations)
+        # Every processor has its own way to say that it cannot take an image; which row it was shows one by one.
+        except (ImportError, MemoryError):  # of the machine, not of the row
+            raise
+        except Exception as error:
+            if len(conversations) == 1:
+                return [Failure("refused", f"the processor cannot take it: {type(error).__name__}: {error}")]
+            return [self._answer([each], limit)[0] for each in conversations]
+        return self._generate(inputs.to(self.device, dtype=self.model.dtype), limit)
 
-    @torch.inference_mode()
-    def _generate(self, messages: list[ChatMessages], max_new_tokens: int) -> list[GenerationResult]:
+    def _encode(self, conversations: list[Conversation]) -> BatchFeature:
         inputs = self.processor.apply_chat_template(
-            [message.to_hf_messages() for message in messages],
+            conversations,
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
             # As in training and generation: the chat template alone says what stands in front of the text.
             processor_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},
-        ).to(self.device, dtype=self.model.dtype)
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens)
-        return [self._read(tokens) for tokens in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        )
+        longest = int(inputs["attention_mask"].sum(dim=-1).max())
+        if self.max_length and longest >= self.max_length:
+            raise ValueError(f"the prompt has {longest} tokens, the model takes {self.max_length}")
+        return inputs
 
-    def _read(self, tokens: list[int]) -> GenerationResult:
-        # The stop token is not counted: an answer with as many tokens as were allowed is one that was cut off.
-        tokens = tokens[: next((i for i, token in enumerate(tokens) if token in self.stop_tokens), None)]
-        text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-        return GenerationResult(text, TokenCounts(output_tokens=len(tokens)))
+    @torch.inference_mode()
+    def _generate(self, inputs: BatchFeature, limit: int) -> list[Completion | Failure]:
+        lengths = inputs["attention_mask"].sum(dim=-1).tolist()
+        # Each row has its own room, lest its answer depend on what else is in the batch.
+        rooms = [min(limit, self.max_length - length) if self.max_length else limit for length in lengths]
+        cache = growing_cache(self.model)
+        options = {} if cache is None else {"past_key_values": cache}
+        output = self.model.generate(**inputs, **options, max_new_tokens=max(rooms))
+        written = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self._read(tokens[:room]) for tokens, room in zip(written, rooms, strict=True)]
 
-    def clean(self) -> None:
-        """Keep the model: lmms-eval would delete it after the first task."""
+    def _read(self, tokens: list[int]) -> Completion:
+        stop = next((i for i, token in enumerate(tokens) if token in self.stop_tokens), None)
+        text = self.processor.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
+        return Completion(text, len(tokens[:stop]), truncated=stop is None)  # the stop token is not counted
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not supported; every benchmark of this package asks for text."""
-        raise NotImplementedError("sicog_trl answers with text; choose the generate_until variant of the task")
 
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
-        """Not supported; no benchmark of this package has several rounds."""
-        raise NotImplementedError("sicog_trl answers in one round; choose a single-round variant of the task")
+def _size(conversation: Conversation) -> tuple[int, int]:
+    """Return what a prompt is as long as, roughly: pixels first, as most tokens are of images."""
+    return sum(each.width * each.height for each in images_of(conversation)), sum(map(len, texts_of(conversation)))
