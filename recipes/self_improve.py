@@ -11,9 +11,8 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from sicog_trl.loop import run
+from sicog_trl.loop import LoopConfig, Stage, run, stages
 from sicog_trl.report import summary_table, write_report
-from sicog_trl.stages import LoopConfig, Stage, stages
 
 
 RECIPES = Path(__file__).parent

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from test_accelerate_configs import launch
-from test_training import COMMON, ROOT, cut_off, losses, train
+from training import COMMON, ROOT, cut_off, losses, train
 from transformers import AutoModelForImageTextToText
 
 from sicog_trl.checkpoints import load_for_generation

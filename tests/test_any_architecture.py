@@ -1,18 +1,17 @@
 """The same recipes on six architectures: SFT, DPO, candidates, scores, each from what the one before has written."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
 import shutil
-import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import training
 from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_models import BUILDERS, build
@@ -36,26 +35,12 @@ OTHERS = (
     "lighton_ocr deepseek_vl ovis2 kimi_k25 ernie4_5_vl_moe glm4v mllama video_llama_3"
 ).split()
 # Two steps see all eight rows. A high learning rate moves every parameter by more than rounding.
-TRAINING = {
-    "max_length": None,
-    "max_steps": 2,
-    "learning_rate": 0.01,
-    "per_device_train_batch_size": 4,
-    "bf16": False,
-    "activation_checkpointing": False,
-    "use_cpu": True,
-    "logging_steps": 1,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
+TRAINING = {**training.COMMON, "max_steps": 2}
 
 
 def run(recipe: str, **settings) -> None:
     """Run a recipe as its command line does."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", ROOT / "recipes" / f"{recipe}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = training.recipe(recipe)
     module.main(*TrlParser(module.ARGUMENTS).parse_dict(settings))
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from datasets import Dataset, concatenate_datasets
 from test_accelerate_configs import launch
-from test_training import COMMON, ROOT, cut_off, losses, moved, train, weights
+from training import COMMON, ROOT, cut_off, losses, moved, train, weights
 from trl import SFTConfig
 
 from sicog_trl.data import MESSAGES, load, save

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from sicog_trl.files import AnotherRunError
-from sicog_trl.loop import StageError, run
-from sicog_trl.stages import LoopConfig, stages
+from sicog_trl.loop import LoopConfig, StageError, run, stages
 
 
 ROOT = Path(__file__).parent.parent

@@ -1,7 +1,6 @@
 """Preference pairs: both sides of one kind, apart by a margin, made from damaged images, every row accounted for."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import random
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from training import recipe
 from transformers import AutoProcessor
 from trl import TrlParser
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
@@ -43,14 +43,6 @@ LASTS = {
     "description": ("a red car", "a red car stands", "a blue car by a tree", "nothing at all"),
     "reasoning": ("7", "seven", "8", "The answer is 9."),
 }
-
-
-def recipe(name: str):
-    spec = importlib.util.spec_from_file_location(f"pair_recipe_{name}", ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(name: str, **settings) -> None:

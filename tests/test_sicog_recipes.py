@@ -16,10 +16,10 @@ from trl import TrlParser
 
 from sicog_trl.data import load, save
 from sicog_trl.generation import Response
+from sicog_trl.loop import LoopConfig, Stage, stages
 from sicog_trl.prompts import STEPS, prompt_for, task_of
 from sicog_trl.provenance import weights_fingerprint
 from sicog_trl.responses import build_steps
-from sicog_trl.stages import LoopConfig, Stage, stages
 
 
 ROOT = Path(__file__).parents[1]

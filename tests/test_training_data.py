@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, Features, Image
-from test_training import train
+from training import train
 
 from sicog_trl.data import IMAGES, MESSAGES, load, save
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from .files import refuse_another_run, write_json, write_text
-from .provenance import commit, made_by, versions
-from .stages import LoopConfig, Stage, stages
+from ..files import refuse_another_run, write_json, write_text
+from ..provenance import commit, made_by, versions
+from .config import LoopConfig
+from .stages import Stage, stages
 
 
 class StageError(RuntimeError):
