@@ -44,7 +44,7 @@ def _choice(letter: str, text: str) -> tuple[str, ...]:
 
 def mmbench() -> list[Question]:
     # Two questions; the second one is asked again with its options rotated.
-    first = {"question": "What colour is the ball?", "A": "red", "B": "blue", "C": "nan", "D": "nan", "answer": "B"}
+    first = {"question": "What colour is the ball?", "A": "red", "B": "blue", "C": None, "D": "nan", "answer": "B"}
     second = {"question": "Which shape is it?", "A": "cube", "B": "cone", "C": "ring", "D": "tube", "answer": "A"}
     rotated = {**second, "A": "tube", "B": "cube", "C": "cone", "D": "ring", "answer": "B"}
     questions = []

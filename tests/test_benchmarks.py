@@ -2,6 +2,7 @@
 
 from statistics import mean
 
+import asking
 import pytest
 from asking import ask_benchmarks, check_prompts
 from benchmark_rows import ROWS, write_rows
@@ -57,6 +58,14 @@ def right(ask):
 
 
 @pytest.fixture(scope="module")
+def half(ask):
+    """Every other answer is right."""
+    return lambda protocol: ask(
+        protocol, "half", lambda row, question: question.wrong if row % 2 else question.right[0]
+    )
+
+
+@pytest.fixture(scope="module")
 def dressed(ask):
     return lambda protocol, form: ask(
         protocol, f"dressed {form}", lambda _, question: _dressed(question, form), STRICT
@@ -96,18 +105,15 @@ def test_a_wrong_answer_scores_nothing(ask, task):
     assert set(run.scores(task)) == {0}
 
 
-@EACH_TASK
-def test_the_mean_of_the_rows_is_the_headline(ask, task):
-    if task.benchmark.name == "mme":
-        pytest.skip("its headline is no mean")
-    run = ask(task.protocol, "half", lambda number, question: question.wrong if number % 2 else question.right[0])
-    scores = run.scores(task)
-    assert set(scores) == {0, 1}
-    assert run.headline(task)[0] == pytest.approx(mean(scores) * full_marks(task.benchmark.name)[0])
+@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].benchmark.name != "mme"])
+def test_the_mean_of_the_rows_is_the_headline(half, name):
+    task, run = TASKS[name], half(TASKS[name].protocol)
+    assert set(run.scores(task)) == {0, 1}
+    assert run.headline(task)[0] == pytest.approx(mean(run.scores(task)) * full_marks(task.benchmark.name)[0])
 
 
-def test_a_pair_of_mme_is_worth_more_than_its_halves(ask):
-    run = ask("direct", "half", lambda number, question: question.wrong if number % 2 else question.right[0])
+def test_a_pair_of_mme_is_worth_more_than_its_halves(half):
+    run = half("direct")
     # 50 of 200 points for one right answer of two.
     assert run.headline(TASKS["mme"]) == [500, 200]
     assert mean(run.scores(TASKS["mme"])) == 0.5
@@ -144,6 +150,19 @@ def test_a_chain_gets_nothing_where_it_is_not_read(ask):
 @EACH_TASK
 def test_the_prompt_is_the_golden_one(right, task):
     check_prompts(task.name, right(task.protocol).prompts[task.name][:2])
+
+
+def test_a_changed_prompt_is_noticed(monkeypatch, tmp_path):
+    monkeypatch.setattr(asking, "GOLDEN", tmp_path / "prompts")
+    monkeypatch.delenv("SICOG_RENEW_GOLDEN", raising=False)
+    with pytest.raises(AssertionError, match=r"pope\.txt is missing"):
+        check_prompts("pope", ["Is it?"])
+    monkeypatch.setenv("SICOG_RENEW_GOLDEN", "1")
+    check_prompts("pope", ["Is it?"])
+    monkeypatch.delenv("SICOG_RENEW_GOLDEN")
+    check_prompts("pope", ["Is it?"])
+    with pytest.raises(AssertionError, match="SICOG_RENEW_GOLDEN=1 renews"):
+        check_prompts("pope", ["Is it a dog?"])
 
 
 # The table ----------------------------------------------------------------------------------------------------------
