@@ -8,8 +8,10 @@ from sicog_trl.evaluation.comparison import (
     compare,
     compare_scores,
     exact_mcnemar,
+    holm,
     pair,
     sign_flip_test,
+    smallest_detectable_difference,
 )
 
 
@@ -67,8 +69,42 @@ def test_scores_that_are_none_are_refused(scores):
         compare_scores(np.array(scores), np.array(scores))
 
 
-def sample(doc_id, target="three", score=1.0):
-    return {"doc_id": doc_id, "hash": target, "input": "Which?", "target": target, "scores": {"accuracy": score}}
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1; none may be smaller than the one before it.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_holm_holds_the_error_of_the_family():
+    rng = np.random.default_rng(0)
+    families = [holm(p) for p in rng.random((2000, 12))]
+    assert np.mean([min(family) < 0.05 for family in families]) == pytest.approx(0.05, abs=0.015)
+
+
+def test_smallest_detectable_difference_of_the_published_table():
+    # Two models of 50 % whose answers correlate by 0.5: the differences have the variance 0.25.
+    differences = np.tile([1.0, -1, 0, 0, 0, 0, 0, 0], 2500 // 8 + 1)[:2500]
+    assert smallest_detectable_difference(differences) == pytest.approx(0.028, abs=0.0005)
+    assert smallest_detectable_difference(differences[:1000]) == pytest.approx(0.044, abs=0.0005)
+
+
+def test_the_smallest_detectable_difference_is_found_four_times_of_five():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=400)
+    effect = smallest_detectable_difference(noise)
+    means = rng.normal(effect, 1, size=(4000, 400)).mean(axis=1)
+    assert np.mean(means > 1.96 / np.sqrt(400)) == pytest.approx(0.8, abs=0.05)
+
+
+def test_without_scatter_no_smallest_difference_is_claimed():
+    assert smallest_detectable_difference(np.zeros(50)) is None
+    assert smallest_detectable_difference(np.ones(1)) is None
+
+
+def sample(doc_id, target="three", score=1.0, name="accuracy", num_tokens=None):
+    known = {"doc_id": doc_id, "hash": target, "input": "Which?", "target": target}
+    return {**known, "scores": {name: score}, "num_tokens": num_tokens}
 
 
 def test_rows_are_joined_by_doc_id():
@@ -89,10 +125,10 @@ def test_rows_that_do_not_match_are_refused(after, message):
         pair([sample(0), sample(1)], after)
 
 
-def write(folder, samples, **conditions):
-    folder.mkdir()
-    (folder / "samples_digits_vqa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))
-    (folder / "results_digits_vqa.json").write_text(json.dumps({"conditions": conditions}))
+def write(folder, samples, task="digits_vqa", **conditions):
+    folder.mkdir(exist_ok=True)
+    (folder / f"samples_{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))
+    (folder / f"results_{task}.json").write_text(json.dumps({"conditions": conditions}))
     return folder
 
 
@@ -115,3 +151,41 @@ def test_compare_refuses_missing_samples(tmp_path):
     (before / "samples_digits_vqa.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"samples_digits_vqa\.jsonl is missing"):
         compare(before, before, {"digits_vqa": ["accuracy"]})
+
+
+def test_a_row_that_one_side_could_not_score_is_counted_and_not_compared(tmp_path):
+    before = write(tmp_path / "before", [sample(0, score=0.0), sample(1, score=None), sample(2, score=0.0)])
+    after = write(tmp_path / "after", [sample(0, score=1.0), sample(1, score=1.0), sample(2, score=None)])
+    (entry,) = compare(before, after, {"digits_vqa": ["accuracy"]})
+    assert (entry["n"], entry["unscored"], entry["difference"], entry["fixed"]) == (1, 2, 1.0, 1)
+
+
+def test_a_task_without_a_single_scored_row_is_no_difference_and_no_part_of_the_family(tmp_path):
+    for side, score in (("before", 0.0), ("after", 1.0)):
+        write(tmp_path / side, [sample(i, score=score) for i in range(8)], "mmstar")
+        write(tmp_path / side, [sample(i, score=None) for i in range(2)], "mmvet")
+    entries = compare(tmp_path / "before", tmp_path / "after", {"mmstar": ["average"], "mmvet": ["gpt_eval_score"]})
+    assert [(entry["n"], entry["unscored"]) for entry in entries] == [(8, 0), (0, 2)]
+    assert entries[0]["p_holm"] == entries[0]["p"] == 2 / 2**8
+    assert {entries[1][key] for key in ("difference", "p", "p_holm", "smallest_detectable")} == {None}
+    assert json.dumps(entries, allow_nan=False)
+
+
+def test_the_score_of_the_rows_is_compared_where_the_headline_is_no_mean_over_rows(tmp_path):
+    for side, score in (("before", 0.25), ("after", 0.5)):
+        write(tmp_path / side, [sample(i, score=score, name="score", num_tokens=4 * i) for i in range(3)], "docvqa")
+    (entry,) = compare(tmp_path / "before", tmp_path / "after", {"docvqa": ["anls"]})
+    assert (entry["metric"], entry["difference"], entry["test"]) == ("score", 0.25, "sign_flip")
+    assert (entry["before_tokens"], entry["after_tokens"]) == (4.0, 4.0)
+
+
+def test_only_leading_metrics_are_corrected_together(tmp_path):
+    for side, score in (("before", 0.0), ("after", 1.0)):
+        for task in ("digits_caption", "digits_vqa"):
+            rows = [sample(i, score=score) for i in range(6)]
+            for row in rows:
+                row["scores"]["precision"] = score
+            write(tmp_path / side, rows, task)
+    metrics = {"digits_caption": ["accuracy", "precision"], "digits_vqa": ["accuracy"]}
+    entries = compare(tmp_path / "before", tmp_path / "after", metrics)
+    assert [entry["p_holm"] for entry in entries] == [2 * 2 / 2**6, None, 2 * 2 / 2**6]

@@ -7,12 +7,17 @@ which is much larger, drops out. An interval over rows says nothing about what a
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 
 Sample = dict[str, Any]
+# What is known of a task none of whose rows could be scored on both sides.
+_NOTHING = {"n": 0, "fixed": 0, "broken": 0} | dict.fromkeys(
+    ("before_score", "after_score", "difference", "low", "high", "p", "test", "smallest_detectable")
+)
 
 
 def compare(
@@ -29,24 +34,53 @@ def compare(
         before, after (`str` or `Path`):
             Folders that [`~sicog_trl.evaluation.run.evaluate`] wrote for the two checkpoints.
         tasks (`Mapping[str, Sequence[str]]`):
-            Task -> metrics to compare.
+            Task -> metrics to compare, the leading one first. Where the rows have no score of any of these names,
+            because the headline is no mean over rows, the score that they do have is compared (`accuracy` or
+            `score`).
         num_resamples (`int`, *optional*, defaults to `10_000`):
             Of the bootstrap and of the sign-flip test.
         seed (`int`, *optional*, defaults to `0`):
             Of both.
 
     Returns:
-        `list[dict[str, Any]]`: `task`, `metric` and the result of [`compare_samples`], one entry per task and metric.
+        `list[dict[str, Any]]`: one entry per task and metric with `task`, `metric`, the result of [`compare_scores`],
+        `unscored` (rows left out because one side or both could not be scored), the mean number of tokens that were
+        written for all rows, `before_tokens` and `after_tokens`, and `p_holm`, corrected over the leading metric of
+        every task given here. `p_holm` is `None` for the other metrics, which are not in that family.
     """
     entries = []
     for task, metrics in tasks.items():
         _check_conditions(before, after, task)
         rows = pair(read_samples(before, task), read_samples(after, task), f"{task}: {before} and {after}")
-        for metric in metrics:
-            scores = np.array([[row["scores"][metric] for row in pair_] for pair_ in rows], dtype=float)
-            result = compare_scores(scores[:, 0], scores[:, 1], num_resamples, seed)
-            entries.append({"task": task, "metric": metric, **result})
+        lengths = [_mean_tokens(side) for side in zip(*rows, strict=True)] or [None, None]
+        for metric in row_metrics(rows, metrics):
+            scores = np.array([[row["scores"].get(metric) for row in both] for both in rows], dtype=float)
+            known = ~np.isnan(scores.reshape(-1, 2)).any(axis=1)
+            result = compare_scores(*scores[known].T, num_resamples, seed) if known.any() else dict(_NOTHING)
+            result |= {"unscored": int((~known).sum()), "before_tokens": lengths[0], "after_tokens": lengths[1]}
+            entries.append({"task": task, "metric": metric, **result, "p_holm": None})
+    leading = [
+        entry for index, entry in enumerate(entries) if not index or entries[index - 1]["task"] != entry["task"]
+    ]
+    leading = [entry for entry in leading if entry["p"] is not None]
+    for entry, p in zip(leading, holm([entry["p"] for entry in leading]), strict=True):
+        entry["p_holm"] = p
     return entries
+
+
+def row_metrics(rows: Sequence[tuple[Sample, Sample]], metrics: Sequence[str]) -> list[str]:
+    """Return which scores of the rows to compare: those called like `metrics`, else those that there are."""
+    found = list(dict.fromkeys(name for both in rows for row in both for name in row["scores"]))
+    chosen = [metric for metric in metrics if metric in found] or found
+    if not chosen:
+        raise ValueError(f"no row has a score that could be compared; expected {', '.join(metrics)}")
+    return chosen
+
+
+def _mean_tokens(side: Sequence[Sample]) -> float | None:
+    """Return how many tokens were written per row; `None` unless every row counted them."""
+    counts = [row.get("num_tokens") for row in side]
+    return None if None in counts else float(np.mean(counts))
 
 
 def read_samples(folder: str | Path, task: str) -> list[Sample]:
@@ -117,7 +151,8 @@ def compare_scores(
     Returns:
         `dict[str, Any]`: `n`, `before_score`, `after_score`, `difference` with the ends `low` and `high` of its 95 %
         interval (all in the unit of the scores), `fixed` and `broken` (rows that got better and worse), `p` and the
-        `test` it comes from: `"mcnemar"` (exact) for scores that are right or wrong, else `"sign_flip"`.
+        `test` it comes from: `"mcnemar"` (exact) for scores that are right or wrong, else `"sign_flip"`;
+        `smallest_detectable`, see [`smallest_detectable_difference`].
     """
     if len(before) == 0 or len(before) != len(after):
         raise ValueError(f"cannot compare {len(before)} scores with {len(after)}")
@@ -138,6 +173,7 @@ def compare_scores(
         "broken": broken,
         "p": exact_mcnemar(fixed, broken) if binary else sign_flip_test(differences, num_resamples, seed),
         "test": "mcnemar" if binary else "sign_flip",
+        "smallest_detectable": smallest_detectable_difference(differences),
     }
 
 
@@ -179,3 +215,44 @@ def exact_mcnemar(fixed: int, broken: int) -> float:
         term = term * (changed - k) // (k + 1)
         tail += term
     return min(1.0, 2 * tail / 2**changed)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """
+    Return p-values corrected for their number by Holm's step-down method, in the order given.
+
+    The chance that any of them falls below 0.05 by luck alone is then at most 5 %, however they depend on each other
+    (Holm 1979, A simple sequentially rejective multiple test procedure).
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
+    return corrected.tolist()
+
+
+def smallest_detectable_difference(
+    differences: np.ndarray, power: float = 0.8, significance: float = 0.05
+) -> float | None:
+    """
+    Return the smallest true difference that a test of as many rows as these would find with probability `power`.
+
+    `(z(1 - significance / 2) + z(power)) * s / sqrt(n)`, where `s` is the standard deviation of the paired
+    differences that were seen: the minimum detectable effect of Miller 2024, Adding Error Bars to Evals
+    (arXiv:2411.00640), section 5, at one answer per row. A difference of another size would scatter a little
+    differently, and a correction for several tests needs more: read it as the order of magnitude.
+
+    Args:
+        differences (`np.ndarray` of shape `(num_rows,)`):
+            After minus before.
+        power, significance (`float`, *optional*, default to `0.8` and `0.05`):
+            Of a two-sided test.
+
+    Returns:
+        `float` or `None`: in the unit of the scores; `None` where every row differs by the same, since nothing was
+        seen of the scatter then.
+    """
+    if len(differences) < 2 or not (scatter := differences.std(ddof=1)) > 0:
+        return None
+    z = NormalDist().inv_cdf
+    return float((z(1 - significance / 2) + z(power)) * scatter / np.sqrt(len(differences)))
