@@ -13,14 +13,13 @@ import hashlib
 import json
 import logging
 import os
-import secrets
-import textwrap
 import threading
 from collections import Counter
 from concurrent.futures import Future
-from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+
+from .judge_client import KEY_VARIABLE, PATH, connect, post, text_of, words_of
+from .judge_proxy import empty_answer, start_proxy
 
 
 if TYPE_CHECKING:
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEY_VARIABLE = "SICOG_JUDGE_API_KEY"
-_PATH = "/chat/completions"
-# MM-Vet asks for a number for ever if it gets one that is none of a score; answers are kept, so that it costs nothing.
-_MOST_REPEATS = 20
+# MM-Vet asks for ever if the number that it gets is none of a score; answers are kept, so it costs a second. Several
+# rows may make the same request too: dozens of MathVista ask for an age gap, and get the same answer.
+_MOST_REPEATS = 500
 # MM-Vet warms up a judge whose answer is no number; at this temperature it gives up, and would score 0.
 _GIVEN_UP = 2.0
 _PROBE = "Give the correctness score of an answer that is totally right. Write only the number 1.0."
 _PROBE_TOKENS = 128  # as many as MM-Vet allows
+_MOST_FAILED = 0.02  # ours: less than the smallest difference that can be seen on any judged benchmark
 _CHANGED = (
     *("API_TYPE", "OPENAI_API_KEY", "OPENAI_API_URL", "OPENAI_BASE_URL", "LLM_JUDGE_URL", "MODEL_VERSION"),
     *("USE_LLM_JUDGE", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL_NAME", "NO_PROXY", "no_proxy"),
@@ -60,7 +59,7 @@ class Judge:
             a log or an error.
         max_retries (`int`, *optional*, defaults to `6`):
             How often a request is tried again, with growing pauses, if the server cannot be reached, is busy or has
-            an error. While it cannot be reached at all, later requests are tried once.
+            an error. After one that was tried in vain, the next ones are tried once each until one succeeds.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Judge:
         self._answers: dict[str, Future[dict[str, Any]]] = {}
         self._asked: Counter[str] = Counter()
         self._failed: set[str] = set()
-        self._unreachable = False
+        self._is_down = False
         self._lock = threading.Lock()
 
     @property
@@ -93,17 +92,17 @@ class Judge:
 
     def __enter__(self) -> "Judge":
         if self.base_url:
-            self._client = _client(self.base_url, self._api_key, self.max_retries)
-        proxy = _proxy()
-        self._before = {name: os.environ.get(name) for name in _CHANGED}, proxy.judge
-        proxy.judge = self
+            self._client = connect(self.base_url, self._api_key, self.max_retries)
+        proxy = start_proxy()
+        self._before = {name: os.environ.get(name) for name in _CHANGED}, proxy.answer
+        proxy.answer = self.answer
         # Other names than these are none of lmms-eval's judges; all are set, so that a `.env` cannot fill one in.
         os.environ.update(
             API_TYPE="openai",
             OPENAI_API_KEY="none",
             OPENAI_API_URL=proxy.base_url,
             OPENAI_BASE_URL=proxy.base_url,
-            LLM_JUDGE_URL=proxy.base_url + _PATH,
+            LLM_JUDGE_URL=proxy.base_url + PATH,
             MODEL_VERSION=self.model or "none",
             USE_LLM_JUDGE=str(bool(self.base_url)),
             JUDGE_BASE_URL=proxy.base_url,
@@ -115,7 +114,7 @@ class Judge:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        variables, _proxy().judge = self._before
+        variables, start_proxy().answer = self._before
         for name, value in variables.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -141,27 +140,32 @@ class Judge:
             future.set_result(self._ask(request, key))
         if self._asked[key] > _MOST_REPEATS and key not in self._failed:
             self._fail(key, f"an answer that a task has asked for {_MOST_REPEATS} times and cannot read")
-        return _said("") if key in self._failed else future.result()
+        return empty_answer() if key in self._failed else future.result()
 
     def _ask(self, request: dict[str, Any], key: str) -> dict[str, Any]:
         if self._client is None:
             return self._fail(key, "there is no judge")
         if (request.get("temperature") or 0) >= _GIVEN_UP:
             return self._fail(key, "no answer before was a score")
-        client = self._client.with_options(max_retries=0) if self._unreachable else self._client
+        import openai
+
+        lasting = openai.APIConnectionError | openai.RateLimitError | openai.InternalServerError
+        client = self._client.with_options(max_retries=0) if self._is_down else self._client
         try:
-            answer = _post(client, request)
+            answer = post(client, request)
         except Exception as error:  # whatever goes wrong costs one row, and is counted
-            self._unreachable = _is_unreachable(error)
-            return self._fail(key, _words(error, self._client.api_key))
-        self._unreachable = False
-        return answer if _text(answer) else self._fail(key, "an empty answer")
+            self._is_down = isinstance(error, lasting)
+            return self._fail(key, words_of(error, self._client.api_key))
+        self._is_down = False
+        if not text_of(answer):
+            return self._fail(key, "an answer without text")
+        return {**answer, "model": answer.get("model") or self.model}  # for MM-Vet, one without a name is none
 
     def _fail(self, key: str, reason: str) -> dict[str, Any]:
         with self._lock:
             self._failed.add(key)
         logger.warning("a request to the judge %s failed: %s", self.model or "", reason)
-        return _said("")
+        return empty_answer()
 
 
 def check_judge(base_url: str, model: str, api_key: str | None = None, max_retries: int = 2) -> None:
@@ -190,27 +194,11 @@ def check_judge(base_url: str, model: str, api_key: str | None = None, max_retri
     # The names that lmms-eval knows as models that think get no temperature from it.
     thinks = model.startswith(("gpt-5", "o1", "o3", "o4"))
     request |= {"max_completion_tokens": _PROBE_TOKENS} if thinks else {"max_tokens": _PROBE_TOKENS, "temperature": 0}
-    with _client(base_url, api_key, max_retries) as client:
+    with connect(base_url, api_key, max_retries) as client:
         try:
-            text = _text(_post(client, request))
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            words = _words(error, client.api_key)
-            raise PermissionError(
-                f"the judge at {base_url} does not let us in: {words}. Set {KEY_VARIABLE} to its key"
-            ) from None
-        except openai.NotFoundError as error:
-            raise ValueError(
-                f"{base_url} does not have the judge {model!r}: {_words(error, client.api_key)}. judge_model must be "
-                "a name that the server lists, and judge_base_url the address that it prints (it usually ends with "
-                "/v1)"
-            ) from None
-        except openai.APIStatusError as error:
-            raise RuntimeError(f"the judge {model!r} answers with {_words(error, client.api_key)}") from None
-        except (openai.APIConnectionError, ValueError) as error:
-            raise ConnectionError(
-                f"no judge answers at {base_url}: {_words(error, client.api_key)}. Is the server running, and is "
-                "judge_base_url the address that it prints?"
-            ) from None
+            text = text_of(post(client, request))
+        except (openai.APIError, ValueError) as error:
+            raise _explain(error, base_url, model, words_of(error, client.api_key)) from None
     if not text or "<think>" in text:
         what = "its thoughts" if text else "nothing"
         raise RuntimeError(
@@ -219,92 +207,43 @@ def check_judge(base_url: str, model: str, api_key: str | None = None, max_retri
         )
 
 
-def _client(base_url: str, api_key: str | None, max_retries: int) -> "OpenAI":
-    try:
-        from openai import OpenAI, Timeout
-    except ImportError as error:
-        raise ImportError("a judge needs the package openai; pip install 'sicog-trl[eval]'") from error
-    key = api_key or os.environ.get(KEY_VARIABLE) or "EMPTY"  # servers of one's own often want none
-    url = base_url.rstrip("/").removesuffix(_PATH)
-    # ours: the longest answer that a task asks for has 1024 tokens.
-    return OpenAI(base_url=url, api_key=key, max_retries=max_retries, timeout=Timeout(180.0, connect=10.0))
-
-
-def _post(client: "OpenAI", request: dict[str, Any]) -> dict[str, Any]:
-    answer = client.post(_PATH, body=request, cast_to=object)
-    if not isinstance(answer, dict):
-        raise ValueError("something that is no answer of an OpenAI-compatible server")
-    return answer
-
-
-def _text(answer: dict[str, Any]) -> str:
-    """Return the text of an answer; without one it is empty."""
-    try:
-        return (answer["choices"][0]["message"]["content"] or "").strip()
-    except (AttributeError, IndexError, KeyError, TypeError):
-        return ""
-
-
-def _is_unreachable(error: Exception) -> bool:
+def _explain(error: Exception, base_url: str, model: str, words: str) -> Exception:
+    """Return an error that says what to do."""
     import openai
 
-    return isinstance(error, openai.APIConnectionError)
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return PermissionError(
+            f"the judge at {base_url} does not let us in: {words}. Set the environment variable {KEY_VARIABLE} to its "
+            "key"
+        )
+    if isinstance(error, openai.NotFoundError):
+        return ValueError(
+            f"{base_url} does not have the judge {model!r}: {words}. judge_model must be a name that the server "
+            "lists, and judge_base_url the address that it prints (it usually ends with /v1)"
+        )
+    if isinstance(error, openai.APIStatusError):
+        return RuntimeError(f"the judge {model!r} answers with {words}")
+    return ConnectionError(
+        f"no judge answers at {base_url}: {words}. Is the server running, and is judge_base_url the address that it "
+        "prints (it usually ends with /v1)?"
+    )
 
 
-def _words(error: Exception, key: str) -> str:
-    """Return what went wrong, short and without the key, should the server repeat it."""
-    return textwrap.shorten(f"{error} {error.__cause__ or ''}".replace(key, "***"), 300)
+def check_answers(failed: int, num_rows: int) -> None:
+    """
+    Refuse a score behind which too many requests to the judge have failed.
 
+    lmms-eval counts a row that was not judged as wrong, or worse: LLaVA-Bench without a single judgement scores 100.
+    A few such rows hardly move a score and are counted beside it; with many of them it is none.
 
-def _said(text: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    return {"id": "none", "object": "chat.completion", "created": 0, "model": "", "choices": choices, "usage": usage}
-
-
-class _Proxy(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.judge: Judge | None = None
-        # Who does not know the path, such as another user of the machine, does not get to spend our key.
-        self.secret = secrets.token_hex(16)
-        self.base_url = f"http://127.0.0.1:{self.server_port}/{self.secret}/v1"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A task that has lost patience and gone away is no news."""
-
-
-@cache
-def _proxy() -> _Proxy:
-    """Return the proxy of this process: tasks keep the address that they found when they were imported."""
-    proxy = _Proxy()
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    return proxy
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Proxy
-
-    def log_message(self, *words: object) -> None:
-        """Keep quiet."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if not self.path.startswith(f"/{self.server.secret}/"):
-            self._send(404, {"error": {"message": "not found"}})
-            return
-        judge = self.server.judge or Judge()
-        self._send(200, judge.answer(json.loads(body)))
-
-    def _send(self, status: int, content: dict[str, Any]) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+    Args:
+        failed (`int`):
+            Requests that have failed, see [`Judge`], in all processes.
+        num_rows (`int`):
+            Rows of the task.
+    """
+    if failed > _MOST_FAILED * num_rows:
+        raise RuntimeError(
+            f"the judge has left {failed} requests for {num_rows} rows without an answer that can be used, so the "
+            "score would mean nothing. Look at the judge, and run again"
+        )
