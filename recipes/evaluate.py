@@ -1,5 +1,5 @@
 """
-Score checkpoints with lmms-eval and compare them row by row; started again, it does what is missing.
+Score models with lmms-eval and compare them row by row; started again, it does what is missing.
 
 accelerate launch recipes/evaluate.py --config recipes/digits/evaluate.yaml
 """
@@ -9,37 +9,72 @@ from typing import Any
 from accelerate import PartialState
 from trl import TrlParser
 
-from sicog_trl.evaluation import EvaluationConfig, Task, evaluate, select_tasks
+from sicog_trl.evaluation import EvaluationConfig, Task, evaluate, tasks_of
 from sicog_trl.report import aligned_table
 
 
 ARGUMENTS = (EvaluationConfig,)
+TROUBLES = ("empty", "truncated", "unparsed", "unscored", "judge_failed")
 
 
-def table(scores: dict[str, Any], tasks: dict[str, Task]) -> str:
-    """Return the headline metric of each task and model in points, and the differences with their intervals."""
-    models = list(scores["models"])
-    rows = []
-    for task in scores["models"][models[0]]:
-        metric = tasks[task].benchmark.headline[0]
-        found = [scores["models"][model][task] for model in models]
-        rows.append([task, metric, str(found[0]["n"]), *(f"{100 * entry[metric]:.1f}" for entry in found)])
-    blocks = [aligned_table(["task", "metric", "n", *models], rows, left=2)]
+def scores_table(scores: dict[str, Any], tasks: dict[str, Task]) -> str:
+    """Return the leading metric of each benchmark: points of 100, or its own scale; protocols stand side by side."""
+    columns = list(dict.fromkeys((model, task.protocol) for model in scores["models"] for task in tasks.values()))
+    found: dict[str, dict[tuple[str, str], str]] = {}
+    rows = {}
+    for model, task in ((model, task) for model in scores["models"] for task in tasks.values()):
+        metric, benchmark = task.benchmark.headline[0], task.benchmark
+        values = found.setdefault(benchmark.name, {})
+        if entry := scores["models"][model].get(task.name):
+            rows[benchmark.name] = [benchmark.name, metric, str(entry["n"])]
+            values[model, task.protocol] = f"{entry[metric] * (100 if benchmark.full_marks == 1 else 1):.1f}"
+    several = len({protocol for _, protocol in columns}) > 1
+    header = [f"{model}, {protocol.replace('_', ' ')}" if several else model for model, protocol in columns]
+    lines = [[*row, *(found[name].get(column, "-") for column in columns)] for name, row in rows.items()]
+    return aligned_table(["benchmark", "metric", "n", *header], lines, left=2)
+
+
+def comparison_tables(scores: dict[str, Any]) -> list[str]:
+    """Return one table of differences per pair of models."""
+    blocks = []
     for before, after in dict.fromkeys((entry["before"], entry["after"]) for entry in scores["comparisons"]):
-        header, rows = [f"{after} - {before}", "metric", "points", "95 % interval", "fixed", "broken", "p"], []
+        header, rows = [f"{after} - {before}", "metric", "n", "points", "95 % interval", "fixed", "broken", "p"], []
         for entry in scores["comparisons"]:
             if (entry["before"], entry["after"]) == (before, after):
+                row = [entry["task"], entry["metric"], str(entry["n"])]
+                if entry["difference"] is None:  # no row could be scored on both sides
+                    rows.append([*row, *["-"] * 5])
+                    continue
                 points, low, high = (f"{100 * entry[key]:+.1f}" for key in ("difference", "low", "high"))
                 changes = [str(entry["fixed"]), str(entry["broken"]), f"{entry['p']:.3g}"]
-                rows.append([entry["task"], entry["metric"], points, f"[{low}, {high}]", *changes])
+                rows.append([*row, points, f"[{low}, {high}]", *changes])
         blocks.append(aligned_table(header, rows, left=2))
-    return "\n\n".join(blocks)
+    return blocks
+
+
+def health_table(scores: dict[str, Any]) -> list[str]:
+    """Return what went wrong where, if anything did: rows, or questions to the judge."""
+    lines = [
+        [model, task, *(str(health.get(name) or 0) for name in TROUBLES)]
+        for model, tasks in scores["health"].items()
+        for task, health in tasks.items()
+        if any(health.get(name) for name in TROUBLES)
+    ]
+    header = ["answers", "task", *(name.replace("_", " ") for name in TROUBLES)]
+    return [aligned_table(header, lines, left=2)] if lines else []
 
 
 def main(config: EvaluationConfig) -> None:
-    """Evaluate, compare, print the table; a result that is missing ends it with an error."""
+    """Evaluate, compare, print the tables; a result that is missing ends it with an error, after all the others."""
     scores = evaluate(config)
-    PartialState().print(table(scores, select_tasks(config.suite, config.tasks)))
+    blocks = [scores_table(scores, tasks_of(config)), *comparison_tables(scores), *health_table(scores)]
+    PartialState().print("\n\n".join(blocks))
+    if failures := scores["failures"]:
+        reasons = "\n".join("- {model}, {task}: {reason}".format(**failure) for failure in failures)
+        PartialState().print(
+            f"\n{len(failures)} results are missing; the same command does what is missing:\n{reasons}"
+        )
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from .benchmarks import Benchmark, Task, benchmarks, select_tasks
 from .comparison import compare
-from .run import EvaluationConfig, evaluate, manifests
+from .run import EvaluationConfig, evaluate, manifests, tasks_of
 
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "evaluate",
     "manifests",
     "select_tasks",
+    "tasks_of",
 ]

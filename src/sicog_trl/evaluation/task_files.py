@@ -2,14 +2,23 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ..files import write_text
 from .benchmarks import Task
+from .protocols import MAX_CHAIN_TOKENS
 
 
 OURS = Path(__file__).parent / "tasks"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads a task as data: a function that it names stays a name."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: node.value)
 
 
 def task_yaml(task: Task) -> Path:
@@ -29,6 +38,24 @@ def task_code(task: Task) -> list[Path]:
     return [task_yaml(task), *sorted(folder.glob("*.py")), *sorted(folder.glob("_*yaml"))]
 
 
+def task_settings(path: Path) -> dict[str, Any]:
+    """Return what the YAML of a task says, with what it includes below."""
+    content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    included = content.pop("include", [])
+    below: dict[str, Any] = {}
+    for each in [included] if isinstance(included, str) else included:
+        below |= task_settings(path.parent / each)
+    return below | content
+
+
+def generation_settings(task: Task) -> dict[str, Any]:
+    """Return how `task` lets a model write: the most new tokens (`None` is our default), and never by chance."""
+    asked = (task_settings(task_yaml(task)).get("generation_kwargs") or {}).get("max_new_tokens")
+    # Tasks of ours ask for their steps themselves, and say how much room they need.
+    chain = task.protocol != "direct" and not task.ours
+    return {"max_new_tokens": max(asked or 0, MAX_CHAIN_TOKENS) if chain else asked, "do_sample": False}
+
+
 def data_files(dataset_name: str | None, task: Task) -> list[Path] | None:
     """
     Return the Parquet files with the rows of `task`, or `None` if lmms-eval gets them from the Hub.
@@ -45,6 +72,13 @@ def data_files(dataset_name: str | None, task: Task) -> list[Path] | None:
     if not files:
         raise FileNotFoundError(f"{folder} has no file {task.benchmark.split}-*.parquet")
     return [file.resolve() for file in files]
+
+
+def hub_rows(task: Task) -> dict[str, Any]:
+    """Return where lmms-eval finds the rows of `task` on the Hub."""
+    settings = task_settings(task_yaml(task))
+    place = {"path": settings["dataset_path"], "config": settings.get("dataset_name"), "split": task.benchmark.split}
+    return place | {"revision": (settings.get("dataset_kwargs") or {}).get("revision")}
 
 
 def write_task_files(folder: Path, dataset_name: str | None, tasks: dict[str, Task]) -> None:

@@ -1,0 +1,109 @@
+"""What a score depends on: who answered, and under which conditions. Scores compare only if the latter are equal."""
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from ..checkpoints import model_fingerprint
+from ..files import AnotherRunError, refuse_another_run
+from ..provenance import hardware, hash_files, made_by, versions
+from .benchmarks import Task
+from .task_files import data_files, generation_settings, hub_rows, task_code
+
+
+if TYPE_CHECKING:
+    from .run import EvaluationConfig
+
+_PACKAGE = Path(__file__).parents[1]
+_PACKAGES = ("torch", "transformers", "datasets", "lmms-eval")
+_CODE = (
+    *("evaluation/harness.py", "evaluation/answering.py", "evaluation/protocols.py", "evaluation/extractors.py"),
+    *("prompts.py", "responses.py", "digits/texts.py"),
+)
+_CODE_OF_BACKEND = {
+    "transformers": ("evaluation/wrapper.py", "checkpoints.py"),
+    "openai": ("evaluation/server.py",),
+}
+# What a server may say of a model that makes it another one; the rest is dates and permissions.
+_TOLD = ("id", "root", "parent", "max_model_len", "owned_by")
+
+
+def identify(config: "EvaluationConfig", path: str) -> str:
+    """
+    Return what tells one model from another: the hash of its weights, or what the server says of it.
+
+    Args:
+        config ([`EvaluationConfig`]):
+            With `base_url`, the model is a name on that server.
+        path (`str`):
+            A value of `models`.
+    """
+    if config.base_url is None:
+        return model_fingerprint(path)
+    import openai
+
+    key = os.environ.get("OPENAI_API_KEY") or "EMPTY"
+    try:
+        with openai.OpenAI(base_url=config.base_url, api_key=key, max_retries=2, timeout=30.0) as client:
+            listed = {model.id: model.model_dump() for model in client.models.list()}
+    except openai.AuthenticationError:
+        raise PermissionError(
+            f"{config.base_url} does not let us in: set OPENAI_API_KEY to the key of the server"
+        ) from None
+    except openai.OpenAIError as error:
+        raise ConnectionError(f"base_url: {config.base_url} does not list its models: {error}") from None
+    if path not in listed:
+        raise ValueError(f"{config.base_url} has no model {path!r}; it has {', '.join(map(repr, listed))}")
+    told = json.dumps({name: listed[path].get(name) for name in _TOLD})
+    return f"{path}/{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def conditions_of(config: "EvaluationConfig", task: Task) -> dict[str, Any]:
+    """Return what a score on `task` depends on besides the model; two scores compare only if it is equal."""
+    files = data_files(config.dataset_name, task)
+    if files:
+        rows, count = hash_files(files), sum(pq.read_metadata(file).num_rows for file in files)
+        count = count if config.limit is None else min(count, config.limit)
+    else:  # how many there are is known when they are there
+        rows, count = {**hub_rows(task), "limit": config.limit}, None
+    installed, backend = versions(), "transformers" if config.base_url is None else "openai"
+    here = {"dtype": config.dtype, "device": "cuda" if hardware()["gpus"] else "cpu"}
+    code = [_PACKAGE / name for name in (*_CODE, *_CODE_OF_BACKEND[backend])]
+    return {
+        "rows": rows,
+        "num_rows": count,
+        "code": hash_files([*task_code(task), *(path for path in code if path.is_file())]),
+        "backend": backend,
+        "protocol": task.protocol,
+        "generation": generation_settings(task),
+        **(here if backend == "transformers" else dict.fromkeys(here)),  # of a server nobody tells
+        "judge": config.judge_model if task.benchmark.judge != "none" else None,
+        "versions": {package: installed.get(package) for package in _PACKAGES},
+    }
+
+
+def is_finished(folder: Path, task: str, weights: str, conditions: dict[str, Any]) -> bool:
+    """Return whether `folder` holds the result of `task` by this model; refuse a folder with another's."""
+    path = folder / f"results_{task}.json"
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    there = {"weights": found["model"]["weights"], **found["conditions"]}
+    try:
+        refuse_another_run(folder, there, {"weights": weights, **conditions})
+    except AnotherRunError as error:
+        raise AnotherRunError(f"{error}; or delete {folder} to evaluate again ({path.name})") from None
+    return True
+
+
+def manifest() -> dict[str, Any]:
+    """Return what a result should name: command, versions, commit, hardware, time."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"command": shlex.join(sys.argv), "date": when, **made_by()}
