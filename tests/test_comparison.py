@@ -160,6 +160,13 @@ def test_a_row_that_one_side_could_not_score_is_counted_and_not_compared(tmp_pat
     assert (entry["n"], entry["unscored"], entry["difference"], entry["fixed"]) == (1, 2, 1.0, 1)
 
 
+def test_a_row_that_belongs_to_another_rows_score_is_not_missing(tmp_path):
+    for side in ("before", "after"):
+        write(tmp_path / side, [sample(0), {**sample(1), "scores": {}}, sample(2, score=None)], "mmbench")
+    (entry,) = compare(tmp_path / "before", tmp_path / "after", {"mmbench": ["gpt_eval_score"]})
+    assert (entry["n"], entry["unscored"]) == (1, 1)
+
+
 def test_a_task_without_a_single_scored_row_is_no_difference_and_no_part_of_the_family(tmp_path):
     for side, score in (("before", 0.0), ("after", 1.0)):
         write(tmp_path / side, [sample(i, score=score) for i in range(8)], "mmstar")

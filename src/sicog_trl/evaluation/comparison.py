@@ -54,7 +54,9 @@ def compare(
         rows = pair(read_samples(before, task), read_samples(after, task), f"{task}: {before} and {after}")
         lengths = [_mean_tokens(side) for side in zip(*rows, strict=True)] or [None, None]
         for metric in row_metrics(rows, metrics):
-            scores = np.array([[row["scores"].get(metric) for row in both] for both in rows], dtype=float)
+            # A row without an entry is part of another one's score; one whose score is null could not be scored.
+            scored = [both for both in rows if any(metric in row["scores"] for row in both)]
+            scores = np.array([[row["scores"].get(metric) for row in both] for both in scored], dtype=float)
             known = ~np.isnan(scores.reshape(-1, 2)).any(axis=1)
             result = compare_scores(*scores[known].T, num_resamples, seed) if known.any() else dict(_NOTHING)
             result |= {"unscored": int((~known).sum()), "before_tokens": lengths[0], "after_tokens": lengths[1]}
