@@ -12,12 +12,15 @@ from typing import Any
 
 from ..prompts import prompt_for
 from ..responses import chain_fault, final_part
+from .bare_answer import bare_answer
 
 
 # A conversation in the form of Transformers: turns with typed content, images in place.
 Conversation = list[dict[str, Any]]
 # ours: room for four steps; a benchmark that allows more is given more.
 MAX_CHAIN_TOKENS = 2048
+# The request alone, for a question that ends with an image.
+_REQUEST = prompt_for("chain_of_thought", "?").removeprefix("?").strip()
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,12 @@ def direct(ask: Ask, conversations: list[Conversation], limits: list[int]) -> li
 
 def step_by_step(ask: Ask, conversations: list[Conversation], limits: list[int]) -> list[Reply]:
     """
-    Ask for a structured chain of thought; the scorer gets its last step.
+    Ask for a structured chain of thought; the scorer gets its last step, bare.
 
-    The request is the one of training ([`~sicog_trl.prompts.prompt_for`]), put around the last text of the question.
-    What the benchmark says about the form of the answer then holds for the last step.
+    The request is the one of training ([`~sicog_trl.prompts.prompt_for`]), put around the text that the question ends
+    with, or behind an image at its end. What the benchmark says about the form of the answer stays, and holds for the
+    last step; see [`~sicog_trl.evaluation.bare_answer.bare_answer`] for what is taken off there. A text that is no
+    complete chain goes to the scorer as it is, with its fault beside it.
 
     Args:
         ask (`Callable`):
@@ -108,21 +113,25 @@ def step_by_step(ask: Ask, conversations: list[Conversation], limits: list[int])
         limits (`list[int]`):
             Raised to [`MAX_CHAIN_TOKENS`].
     """
-    found = ask([_as_chain(each) for each in conversations], [max(limit, MAX_CHAIN_TOKENS) for limit in limits])
+    found = ask([as_chain(each) for each in conversations], [max(limit, MAX_CHAIN_TOKENS) for limit in limits])
     replies = []
-    for each in found:
+    for each, conversation in zip(found, conversations, strict=True):
         fault = chain_fault(each.text, "chain_of_thought")
-        answer = each.text if fault else final_part(each.text, "chain_of_thought")
+        question = "\n".join(texts_of(conversation[-1:]))
+        answer = each.text if fault else bare_answer(final_part(each.text, "chain_of_thought"), question)
         replies.append(Reply(each.text, answer, each.num_tokens, each.truncated, fault))
     return replies
 
 
-def _as_chain(conversation: Conversation) -> Conversation:
+def as_chain(conversation: Conversation) -> Conversation:
+    """Return a conversation whose last turn asks for a chain of thought; the given one stays as it is."""
     *before, turn = conversation
-    content = [dict(part) for part in turn["content"]]
-    texts = [part for part in content if part["type"] == "text"]
-    texts[-1]["text"] = prompt_for("chain_of_thought", texts[-1]["text"])
-    return [*before, {**turn, "content": content}]
+    *parts, last = turn["content"]
+    if last["type"] == "text" and last["text"].strip():
+        last = {**last, "text": prompt_for("chain_of_thought", last["text"])}
+    else:  # an image, or an empty text behind one
+        parts, last = [*parts, *([last] if last["type"] != "text" else [])], {"type": "text", "text": _REQUEST}
+    return [*before, {**turn, "content": [*parts, last]}]
 
 
 PROTOCOLS: dict[str, Callable[[Ask, list[Conversation], list[int]], list[Reply]]] = {
