@@ -20,7 +20,7 @@ def grade(prompt: str) -> str:
     """Return what a judge says to a request of MM-Vet, MathVista, LLaVA-Bench or MMBench."""
     if "[End of Assistant 2]" in prompt:
         reference, answer = re.findall(r"\[Assistant \d\]\n(.*?)\n\n\[End of", prompt, re.DOTALL)
-        return "8 8\nBoth are good." if reference in answer else "8 2\nThe second one is wrong."
+        return "8 8\nBoth are good." if reference.strip(".") in answer else "8 2\nThe second one is wrong."
     if prompt.endswith("Extracted answer: "):
         answer = prompt.removesuffix("\n\nExtracted answer: ").rpartition("\n\n")[2]
         found = re.findall(r"\[[^]]*\]|-?\d+(?:\.\d+)?|\b[A-F]\b", answer)
@@ -45,6 +45,8 @@ class JudgeServer(ThreadingHTTPServer):
             The one model that it has.
 
     Attributes:
+        gate (`threading.Event`):
+            Answers wait until it is set; it is set unless a test clears it.
         fault (`str`, *optional*):
             What goes wrong with every request: a status such as `"500"`, `"cut"` (no answer at all), `"page"` (no
             JSON), or `"say ..."`, which is said instead of a grade.
@@ -61,6 +63,8 @@ class JudgeServer(ThreadingHTTPServer):
     def __init__(self, model: str = "judge"):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model, self.api_key = model, None
+        self.gate = threading.Event()
+        self.gate.set()
         self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
         self.fault: str | None = None
         self.faults: list[str] = []
@@ -90,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.requests.append(payload)
+        server.gate.wait()
         fault = server.faults.pop(0) if server.faults else server.fault
         key = self.headers["Authorization"].removeprefix("Bearer ")
         if fault == "cut":

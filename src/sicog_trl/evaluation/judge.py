@@ -34,7 +34,6 @@ _MOST_REPEATS = 500
 _GIVEN_UP = 2.0
 _PROBE = "Give the correctness score of an answer that is totally right. Write only the number 1.0."
 _PROBE_TOKENS = 128  # as many as MM-Vet allows
-_MOST_FAILED = 0.02  # ours: less than the smallest difference that can be seen on any judged benchmark
 _CHANGED = (
     *("API_TYPE", "OPENAI_API_KEY", "OPENAI_API_URL", "OPENAI_BASE_URL", "LLM_JUDGE_URL", "MODEL_VERSION"),
     *("USE_LLM_JUDGE", "JUDGE_BASE_URL", "JUDGE_API_KEY", "JUDGE_MODEL_NAME", "NO_PROXY", "no_proxy"),
@@ -46,7 +45,8 @@ class Judge:
     The judge of the tasks that lmms-eval runs in this process; a context manager.
 
     It must be entered before lmms-eval reads a task for the first time, with or without a real judge: some tasks
-    cannot be imported without a key. What the environment held is put back afterwards.
+    cannot be imported without a key. What the environment held is put back afterwards. A judge inside another one
+    takes its place for so long; one for each task counts what that task asks.
 
     Args:
         base_url (`str`, *optional*):
@@ -87,7 +87,11 @@ class Judge:
 
     @property
     def failed(self) -> int:
-        """How many of them were never answered with something that a task can use."""
+        """
+        How many of them were never answered with something that a task can use.
+
+        lmms-eval counts a row behind such a request as wrong, or worse: LLaVA-Bench without a judgement scores 100.
+        """
         return len(self._failed)
 
     def __enter__(self) -> "Judge":
@@ -227,23 +231,3 @@ def _explain(error: Exception, base_url: str, model: str, words: str) -> Excepti
         f"no judge answers at {base_url}: {words}. Is the server running, and is judge_base_url the address that it "
         "prints (it usually ends with /v1)?"
     )
-
-
-def check_answers(failed: int, num_rows: int) -> None:
-    """
-    Refuse a score behind which too many requests to the judge have failed.
-
-    lmms-eval counts a row that was not judged as wrong, or worse: LLaVA-Bench without a single judgement scores 100.
-    A few such rows hardly move a score and are counted beside it; with many of them it is none.
-
-    Args:
-        failed (`int`):
-            Requests that have failed, see [`Judge`], in all processes.
-        num_rows (`int`):
-            Rows of the task.
-    """
-    if failed > _MOST_FAILED * num_rows:
-        raise RuntimeError(
-            f"the judge has left {failed} requests for {num_rows} rows without an answer that can be used, so the "
-            "score would mean nothing. Look at the judge, and run again"
-        )
