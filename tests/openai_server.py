@@ -128,7 +128,7 @@ class StubServer(ThreadingHTTPServer):
         """Return candidate `index`; a word is a token."""
         seed = payload.get("seed", 0) + (index if self.several == "seeds" else 0)
         tokens = self.text(prompt, images, seed if payload["temperature"] else 0).split()
-        kept = tokens[: payload["max_tokens"]]
+        kept = tokens[: payload.get("max_tokens")]
         choice = {
             "index": index,
             "message": {"role": "assistant", "content": " ".join(kept)},

@@ -38,7 +38,8 @@ _SHORTENED = frozenset(
 # Lines that list options, and an answer that names one of them and goes on.
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+\S", re.MULTILINE)
 _CHOSEN = _pattern(
-    r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?[(\[]?([A-Z])(?:[)\].:]+\s+(?!\s*(?:and\b|or\b|&|,)).*|\s+(?:is|because|since|as)\b.*|\s*[–—-]\s.*)",
+    r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?[(\[]?([A-Z])"
+    r"(?:[)\].:]+\s+(?!\s*(?:and\b|or\b|&|,)).*|\s+(?:is|because|since|as)\b.*|\s*[–—-]\s.*)",
     case=True,
 )
 _ASKS_YES_OR_NO = re.compile(r"\W*(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should)\b", re.I)

@@ -102,7 +102,7 @@ class OpenAIServer:
 
         Args:
             content (`list[dict[str, Any]]`):
-                The user turn.
+                The user turn; or all turns, if there are several.
             seeds (`list[int]`):
                 Each one more than the one before: candidate `i` of a request has its seed + i.
             supports ([`ServerSupport`]):
@@ -131,7 +131,8 @@ class OpenAIServer:
         """Ask the server; the client itself tries again after status codes, lost connections and time-outs."""
         import openai
 
-        payload = {"model": self.model, "messages": [{"role": "user", "content": content}], "seed": seed, **settings}
+        turns = content if "role" in content[0] else [{"role": "user", "content": content}]
+        payload = {"model": self.model, "messages": turns, "seed": seed, **settings}
         for attempt in range(self.max_retries + 1):
             try:
                 completion = await self.client.chat.completions.create(**payload)
@@ -185,7 +186,7 @@ class OpenAIServer:
 
     async def probe(self) -> ServerSupport:
         """See what the server can do, with a few tiny requests; raise if it is not there or has another model."""
-        await self._check_model()
+        await self.card()
         content, settings = [{"type": "text", "text": PROBE}], {"max_tokens": 16, "temperature": 1.0, "top_p": 1.0}
         refusal = None
         # All that we want, then less and less of it.
@@ -232,12 +233,13 @@ class OpenAIServer:
             token_ids=asked.token_ids and len(answers) == 2 and first.num_tokens is not None,
         )
 
-    async def _check_model(self) -> None:
+    async def card(self) -> Any:
+        """Return what the server says of the model; raise if it is not there or has another one."""
         import openai
 
         try:
             listed = await self.client.with_options(max_retries=min(2, self.max_retries)).models.list()
-            names = [model.id for model in listed.data]
+            cards = {model.id: model for model in listed.data}
         except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:  # or another page altogether
             if getattr(error, "status_code", None) in (401, 403):
                 self._judge_status(error)
@@ -246,11 +248,12 @@ class OpenAIServer:
                 "base_url the address that it prints (it usually ends with /v1)? One is started with, for example, "
                 f"`vllm serve {self.model}`."
             ) from None
-        if self.model not in names:
+        if self.model not in cards:
             raise ValueError(
-                f"{self.base_url} does not have the model {self.model!r}; it has {names}: give one of them as "
+                f"{self.base_url} does not have the model {self.model!r}; it has {list(cards)}: give one of them as "
                 "served_model_name"
             )
+        return cards[self.model]
 
     def _words(self, answer: Any) -> str:
         """Return what the server says, short and without the key, should it repeat it."""
