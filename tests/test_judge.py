@@ -89,6 +89,14 @@ def test_a_dotenv_file_changes_nothing(judge, monkeypatch, tmp_path):
     assert {name: value for name, value in os.environ.items() if name != "SOMETHING_ELSE"} == before
 
 
+def test_a_proxy_of_the_network_is_not_asked_for_the_way(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    with Judge(server.base_url, "judge", max_retries=0):
+        assert ask() == "1.0"
+        assert os.environ["no_proxy"].split(",") == ["example.org", "127.0.0.1"]
+
+
 def test_who_does_not_know_the_path_is_not_served(server, judge):
     port = os.environ["LLM_JUDGE_URL"].split("/")[2]
     with pytest.raises(urllib.error.HTTPError, match="404"):

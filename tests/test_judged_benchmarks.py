@@ -132,7 +132,7 @@ def test_a_judge_that_is_down_does_not_make_the_model_wrong(grading, choose, fau
 
 def test_one_request_that_fails_costs_one_row(grading):
     run = grading(["mmvet"], right, faults=["500"])
-    assert run.rows["mmvet"] == [None, 1.0]
+    assert sorted(run.rows["mmvet"], key=str) == [1.0, None]  # several rows are graded at once
     assert (run.calls, run.failed) == (2, 1)
 
 

@@ -29,6 +29,7 @@ class Proxy(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # rows are graded at once
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
