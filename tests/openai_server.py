@@ -69,6 +69,8 @@ class StubServer(ThreadingHTTPServer):
             Most chat requests that were in the server at the same time.
         api_key (`str`, *optional*):
             What it wants to hear; others get 401.
+        cards (`list[dict]`):
+            What it says of its models.
         gate (`threading.Event`):
             Answers wait until it is set; it is set unless a test clears it.
     """
@@ -94,6 +96,7 @@ class StubServer(ThreadingHTTPServer):
         self.at_once = self.most_at_once = 0
         self.api_key: str | None = None
         self.dead = False
+        self.cards = [{"id": model, "object": "model"}]
         self.gate = threading.Event()
         self.gate.set()
         self.closing = threading.Event()
@@ -172,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self.is_let_in():
             self.send(401, {"error": {"message": f"wrong key {self.headers['Authorization']}"}})
         elif self.path == "/v1/models":
-            self.send(200, {"object": "list", "data": [{"id": self.server.model, "object": "model"}]})
+            self.send(200, {"object": "list", "data": self.server.cards})
         else:
             self.send(404, {"detail": "Not Found"})
 
@@ -183,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.requests.append(payload)
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
-            fault = server.fault(payload["messages"][0]["content"][-1]["text"])
+            fault = server.fault(payload["messages"][0]["content"][-1].get("text", ""))
         server.gate.wait()
         status, body = server.answer(payload) if self.is_let_in() else (401, {"error": {"message": "wrong key"}})
         with server.lock:  # before the answer, or the next request might already be there

@@ -108,7 +108,7 @@ class Answering(lmms):
                 whole = len(conversations) == len(self._rows)
                 row = "{}, row {}".format(*self._rows[number]) if whole else self._rows[0][0]
                 question = " ".join(texts_of(conversations[number]))[:80]
-                raise RuntimeError(f"{row}, has no answer: {completion.message}. It asks {question!r}")
+                raise RuntimeError(f"{row}, has no answer: {completion.message.rstrip('.')}. It asks {question!r}")
             found[number] = completion
             self._progress.update()
         return [found[number] for number in range(len(conversations))]
