@@ -95,6 +95,7 @@ def test_a_proxy_of_the_network_is_not_asked_for_the_way(server, monkeypatch):
     with Judge(server.base_url, "judge", max_retries=0):
         assert ask() == "1.0"
         assert os.environ["no_proxy"].split(",") == ["example.org", "127.0.0.1"]
+    check_judge(server.base_url, "judge", max_retries=0)
 
 
 def test_who_does_not_know_the_path_is_not_served(server, judge):
