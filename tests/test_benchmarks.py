@@ -127,6 +127,13 @@ def test_scorers_that_take_the_plain_answer_alone(dressed, name):
         assert run.headline(TASKS[name])[0] < full_marks(name)[0], asked
 
 
+@pytest.mark.parametrize("name", STRICT)
+def test_the_last_step_of_a_chain_is_undressed(dressed, name):
+    for form in DRESSES:
+        task, asked = TASKS[f"{name}_step_by_step"], [_dressed(question, form) for question in QUESTIONS[name]]
+        assert dressed("step_by_step", form).headline(task) == pytest.approx(full_marks(name)), asked
+
+
 def test_a_chain_gets_nothing_where_it_is_not_read(ask):
     """Why there is a protocol for it: a verbose right answer, handed to the scorer as it is."""
     run = ask("direct", "verbose", lambda _, question: f"Let me think.\nThe answer is {question.right[0]}", RULES)
