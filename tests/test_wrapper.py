@@ -1,6 +1,7 @@
 """What lmms-eval is answered: by a checkpoint in this process, and by a server, over the same rows."""
 
 import hashlib
+import json
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +16,7 @@ from openai_server import StubServer, in_order, pixels
 from test_protocols import describe_then_answer
 from trl.data_utils import prepare_multimodal_messages
 
-from sicog_trl.checkpoints import model_fingerprint
+from sicog_trl.checkpoints import load_processor, model_fingerprint, resolve_adapter
 from sicog_trl.evaluation import answering
 from sicog_trl.evaluation.answering import DEFAULT_MAX_NEW_TOKENS
 from sicog_trl.evaluation.protocols import MAX_CHAIN_TOKENS, PROTOCOLS, Completion
@@ -251,6 +252,19 @@ def test_an_adapter_answers_by_its_folder_and_on_a_base(digits_model, checkpoint
         for where in ([str(tmp_path)], [str(digits_model), str(tmp_path)])
     )
     assert alone == together != answers(checkpoint, ROWS)
+
+
+def test_an_adapter_on_the_hub_is_found_with_its_base(digits_model, tmp_path, monkeypatch):
+    folder = tmp_path / "models--owner--adapter"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    config = json.dumps({"base_model_name_or_path": str(digits_model)})
+    (folder / "snapshots" / ("0" * 40) / "adapter_config.json").write_text(config)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert resolve_adapter("owner/adapter") == (str(digits_model), "owner/adapter")
+    assert load_processor(str(digits_model), "owner/adapter").image_processor is not None  # the one of the base
+    assert resolve_adapter("owner/model") == ("owner/model", None)
 
 
 # A server -----------------------------------------------------------------------------------------------------------

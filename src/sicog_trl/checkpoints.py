@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .files import is_local, missing_folder
 from .provenance import hash_files, weights_fingerprint
@@ -42,13 +43,16 @@ def resolve_adapter(pretrained: str, peft: str | None = None) -> tuple[str, str 
 
     Args:
         pretrained (`str`):
-            A model, or a folder that holds a PEFT adapter.
+            A model, or a PEFT adapter: a folder or a Hub id.
         peft (`str`, *optional*):
             An adapter to put on `pretrained`.
     """
-    config = Path(pretrained, "adapter_config.json")
-    if peft or not config.is_file():
+    found = None
+    if not peft and (Path(pretrained).is_dir() or not is_local(pretrained)):
+        found = find_adapter_config_file(pretrained)
+    if not found:
         return pretrained, peft
+    config = Path(found)
     base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     for folder in (Path(base), config.parent / base):  # a relative path may be meant from either place
         if folder.is_dir():
@@ -83,7 +87,12 @@ def load_processor(pretrained: str, peft: str | None = None, revision: str | Non
     sources = [source for source in (peft, pretrained) if source]
     for source in sources:
         if not Path(source).is_dir() or any(Path(source).glob("*processor_config.json")):
-            processor = AutoProcessor.from_pretrained(source, revision=revision)
+            try:
+                processor = AutoProcessor.from_pretrained(source, revision=revision)
+            except (OSError, ValueError):
+                if source == sources[-1]:
+                    raise
+                continue  # an adapter on the Hub without one; that of its base model will do
             if getattr(processor, "image_processor", None) is not None:
                 return processor
     raise ValueError(
