@@ -235,15 +235,7 @@ ROWS: dict[str, Callable[[], list[Question]]] = {
 
 
 def write_rows(folder: Path, names: list[str]) -> dict[str, list[Question]]:
-    """
-    Write the rows of benchmarks where `dataset_name` expects them, and return them.
-
-    Args:
-        folder (`Path`):
-            Becomes the `dataset_name`.
-        names (`list[str]`):
-            Benchmarks.
-    """
+    """Write the rows of benchmarks where `folder` as `dataset_name` has to have them, and return them."""
     written = {name: ROWS[name]() for name in names}
     for name, questions in written.items():
         data = folder / name / "data"
