@@ -46,7 +46,8 @@ INSTALL_REQUIRES = [
 # For a machine where torchvision fits its torch, which is the usual one with a GPU.
 EVAL = [
     "lmms-eval==0.7.3",
-    "evaluate>=0.4,<1",
+    "evaluate>=0.4,<1",  # its radar plot stands in the report
+    "matplotlib>=3.10,<4",
     "Levenshtein>=0.27,<1",  # imported by lmms-eval's MathVista task, declared only in another extra
     "scipy>=1.13,<2",  # imported by its paired statistics
     'decord>=0.6,<1; platform_system == "Linux"',  # imported by its LLaVA and Qwen wrappers
@@ -62,6 +63,7 @@ EVAL_CPU = [
     "Levenshtein>=0.27,<1",
     "loguru>=0.7,<1",
     "math-verify[antlr4_13_2]>=0.9,<1",
+    "matplotlib>=3.10,<4",
     "nltk>=3.9,<4",
     "numexpr>=2.10,<3",
     "openai>=2,<4",

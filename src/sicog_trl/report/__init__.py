@@ -38,17 +38,34 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir} is not a folder; give the output_dir of a run")
-    content = read_run(run_dir)
-    for name, environment in (("report.html", _html_environment()), ("report.md", _markdown_environment())):
-        text = environment.get_template(f"{name}.jinja").render(content)
-        write_text(run_dir / name, re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text)
-    return run_dir / "report.html"
+    return write_pages(run_dir, "report", read_run(run_dir))
+
+
+def write_pages(folder: Path, name: str, content: dict[str, Any]) -> Path:
+    """
+    Render the two templates called `name` into a folder.
+
+    Args:
+        folder (`Path`):
+            Gets `<name>.html` and `<name>.md`.
+        name (`str`):
+            Of the templates.
+        content (`dict[str, Any]`):
+            What they show.
+
+    Returns:
+        `Path`: path of the HTML page.
+    """
+    for file, environment in ((f"{name}.html", _html_environment()), (f"{name}.md", _markdown_environment())):
+        text = environment.get_template(f"{file}.jinja").render(content)
+        write_text(folder / file, re.sub(r"\n{3,}", "\n\n", text) if file.endswith(".md") else text)
+    return folder / f"{name}.html"
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
     """Return everything that the two templates show."""
-    scores = _read_json(run_dir / "evaluate" / "scores.json", dict)
-    stages = _read_json(run_dir / "stages.json", list)
+    scores = read_json(run_dir / "evaluate" / "scores.json", dict)
+    stages = read_json(run_dir / "stages.json", list)
     config = run_dir / "config.yaml"
     return {
         "treated": TREATED,
@@ -67,8 +84,8 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         "gallery": gallery(run_dir, stages),
         "cost": cost(stages),
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
-        "manifest": _flat(_read_json(run_dir / "manifest.json", dict)),
-        "evaluation": _flat(scores.get("manifest") or {}),
+        "manifest": flat(read_json(run_dir / "manifest.json", dict)),
+        "evaluation": flat(scores.get("manifest") or {}),
         "stage_commands": "\n".join(_command(run_dir, stage) for stage in stages if stage.get("output_dir")),
     }
 
@@ -158,25 +175,26 @@ def _markdown_environment() -> Environment:
 def _command(run_dir: Path, stage: dict) -> str:
     """Return the recorded command of a stage, or where there is none the one that its recipe names."""
     folder = stage_folder(run_dir, stage)
-    if folder and (recorded := _read_json(folder / "stage.json", dict).get("command")):
+    if folder and (recorded := read_json(folder / "stage.json", dict).get("command")):
         return str(recorded)
     config = shlex.quote(f"{stage['output_dir']}/config.yaml")
     return f"accelerate launch recipes/{shlex.quote(str(stage.get('recipe', MISSING)))} --config {config}"
 
 
-def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
+def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested values as rows of a table, in the order of the file."""
     rows = []
     for key, value in values.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key} · ")
+            rows += flat(value, f"{prefix}{key} · ")
         else:
             shown = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
             rows.append((f"{prefix}{key}", MISSING if value is None or shown == "" else shown))
     return rows
 
 
-def _read_json(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type) -> Any:
+    """Return the content of a file, or an empty `kind` where there is none."""
     if not path.is_file():
         return kind()
     try:
