@@ -1,0 +1,173 @@
+"""Scores in a model's card: entries of its `model-index`, beside whatever else stands there."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard import metadata_load, metadata_save
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from ..files import replacing
+from .benchmarks import Task, benchmarks, select_tasks
+from .protocols import PROTOCOLS
+from .task_files import task_yaml
+
+
+HARNESS = "lmms-eval"
+_URL = "https://github.com/EvolvingLMMs-Lab/lmms-eval"
+
+
+def results_to_card(scores: str | Path, model: str, readme: str | Path) -> list[EvalResult]:
+    """
+    Write the scores of a model into the metadata of its card.
+
+    Results of the same task, protocol and metric that an earlier call wrote are replaced; everything else in the
+    card, results of others included, stays as it is. A card that does not exist is begun.
+
+    Args:
+        scores (`str` or `Path`):
+            The `scores.json` that [`~sicog_trl.evaluation.run.evaluate`] wrote.
+        model (`str`):
+            Name of the model there.
+        readme (`str` or `Path`):
+            The card, such as `<model folder>/README.md`.
+
+    Returns:
+        `list[huggingface_hub.EvalResult]`: what was written, one entry per task and headline metric, each with the
+        raw value of the harness.
+
+    Raises:
+        `ValueError`: if the model has no scores, or the card's metadata cannot be read.
+    """
+    scores, readme = Path(scores), Path(readme)
+    content = json.loads(scores.read_text(encoding="utf-8"))
+    if not content.get("models", {}).get(model):
+        names = ", ".join(content.get("models", {})) or "none"
+        raise ValueError(f"{scores} has no scores of {model!r}; there are those of {names}")
+    version = content.get("manifest", {}).get("versions", {}).get(HARNESS)
+    tasks = select_tasks("digits", list(benchmarks()), list(PROTOCOLS))
+    entries = []
+    for name, values in content["models"][model].items():
+        if name not in tasks:
+            raise ValueError(f"{scores}: the task {name!r} is none of this package; evaluate again with this version")
+        entries += _entries(tasks[name], values, version)
+    metadata = _read(readme)
+    index = metadata.get("model-index") or [{"name": model, "results": []}]
+    results = _without(index[0].get("results") or [], {_key(entry) for entry in _flat(entries)})
+    index[0]["results"] = results + _results(model, entries)
+    metadata["model-index"] = index
+    _check(readme, index)
+    with replacing(readme) as unfinished:
+        if readme.is_file():
+            shutil.copyfile(readme, unfinished)
+        metadata_save(unfinished, metadata)
+    return entries
+
+
+def _entries(task: Task, values: dict[str, Any], version: str | None) -> list[EvalResult]:
+    """Return the headline metrics of a task."""
+    data, protocol = dataset_of(task), task.protocol.replace("_", " ")
+    entries = []
+    for position, metric in enumerate(dict.fromkeys(name.partition(",")[0] for name in task.benchmark.headline)):
+        if metric not in values:
+            continue
+        about = {"harness": HARNESS, "version": version, "task": task.name, "protocol": task.protocol}
+        # Only the leading metric is known to have this scale.
+        about |= {"rows": values["n"], "full_marks": task.benchmark.full_marks if position == 0 else None}
+        entries.append(
+            EvalResult(
+                task_type="image-text-to-text",
+                task_name=task.benchmark.title,
+                dataset_type=data["path"] or task.benchmark.name,
+                dataset_name=task.benchmark.title,
+                dataset_config=data["name"],
+                dataset_split=data["split"],
+                metric_type=metric,
+                metric_name=f"{metric.replace('_', ' ')}, asked {protocol}",
+                metric_value=values[metric],
+                metric_args={key: value for key, value in about.items() if value is not None},
+                source_name=HARNESS,
+                source_url=_URL,
+            )
+        )
+    return entries
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAMLs of lmms-eval without importing what they name."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: str(node.value))
+
+
+@cache
+def _settings(path: Path) -> dict[str, Any]:
+    content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    included = content.get("include") or []
+    settings: dict[str, Any] = {}
+    for name in [included] if isinstance(included, str) else included:
+        settings |= _settings((path.parent / name).resolve())
+    return settings | content
+
+
+def dataset_of(task: Task) -> dict[str, str | None]:
+    """Return `path`, `name` and `split` of the dataset that a task asks, as on the Hub; our own has no path there."""
+    found = {"path": None, "name": None, "split": task.benchmark.split}
+    settings = _settings(task_yaml(task))
+    if settings.get("dataset_path") not in (None, "parquet"):
+        found |= {"path": settings["dataset_path"], "name": settings.get("dataset_name")}
+    return found
+
+
+def _results(model: str, entries: list[EvalResult]) -> list[dict[str, Any]]:
+    """Return entries as `model-index` has them; tasks on one dataset stay apart, since they were asked differently."""
+    apart: dict[str, list[EvalResult]] = {}
+    for entry in entries:
+        apart.setdefault(entry.metric_args["task"], []).append(entry)
+    return [result for group in apart.values() for result in eval_results_to_model_index(model, group)[0]["results"]]
+
+
+def _flat(entries: list[EvalResult]) -> list[dict[str, Any]]:
+    return [{"type": entry.metric_type, "args": entry.metric_args} for entry in entries]
+
+
+def _key(metric: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Return what makes a metric the same as one of an earlier evaluation; `None` if it was not written here."""
+    args = metric.get("args")
+    if not isinstance(args, dict) or args.get("harness") != HARNESS or "protocol" not in args:
+        return None
+    return metric.get("type"), args.get("task"), args["protocol"]
+
+
+def _without(results: list[dict[str, Any]], replaced: set[tuple[Any, ...] | None]) -> list[dict[str, Any]]:
+    """Return results less the metrics that are written anew."""
+    kept = []
+    for result in results:
+        metrics = [metric for metric in result.get("metrics") or [] if _key(metric) not in replaced]
+        if metrics or not result.get("metrics"):
+            kept.append({**result, "metrics": metrics} if metrics else result)
+    return kept
+
+
+def _read(readme: Path) -> dict[str, Any]:
+    if not readme.is_file():
+        return {}
+    try:
+        return metadata_load(readme) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{readme}: its metadata cannot be read ({error}); put it right first") from error
+
+
+def _check(readme: Path, index: list[dict[str, Any]]) -> None:
+    """Refuse a `model-index` that the Hub's own library cannot read back."""
+    try:
+        model_index_to_eval_results(index)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{readme}: an entry of its model-index is incomplete ({type(error).__name__}: {error}); "
+            "put it right or remove it first"
+        ) from error
