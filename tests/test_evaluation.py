@@ -5,17 +5,22 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from benchmark_rows import write_rows
 from datasets import Dataset
+from openai_server import StubServer
 from PIL import Image
+from trl import TrlParser
 
 from sicog_trl.checkpoints import resolve_adapter
 from sicog_trl.data import IMAGES_FEATURES, save
 from sicog_trl.digits import evaluation_pool
 from sicog_trl.digits.model import build_model
+from sicog_trl.evaluation import processes
 from sicog_trl.evaluation.benchmarks import select_tasks
-from sicog_trl.evaluation.run import EvaluationConfig, collect, conditions_of, evaluate
+from sicog_trl.evaluation.conditions import conditions_of, identify
+from sicog_trl.evaluation.run import EvaluationConfig, collect, evaluate
 from sicog_trl.evaluation.task_files import write_task_files
+from sicog_trl.files import AnotherRunError
 from sicog_trl.responses import build_steps
 
 
@@ -46,6 +51,20 @@ def harness():
     from sicog_trl.evaluation import harness
 
     return harness
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process():
+    """Ask in the process of the tests, which imports lmms-eval once; `test_evaluation_processes.py` starts others."""
+    from sicog_trl.evaluation.worker import run_job
+
+    def run_here(job):
+        run_job(json.loads(json.dumps(job)))
+        return True, "it raised nothing"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "run_process", run_here)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +124,6 @@ def test_batches_do_not_change_answers(run, pool, models, harness, tmp_path):
         assert Path(config.output_dir, file).read_text() == (tmp_path / file).read_text()
 
 
-def test_two_processes_give_the_same_answers(run, tmp_path):
-    config, _ = run
-    settings = {"models": {"base": config.models["base"]}, "tasks": ["digits_vqa"], "limit": NUM_ROWS - 1}
-    settings |= {"dataset_name": config.dataset_name, "output_dir": str(tmp_path)}
-    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/multi_cpu.yaml"]
-    command = [*launch, "--main_process_port", "0", "recipes/evaluate.py", "--config", str(tmp_path / "evaluate.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("digits_vqa") == 1
-    file = "base/samples_digits_vqa.jsonl"
-    lines = Path(config.output_dir, file).read_text().splitlines()
-    assert (tmp_path / file).read_text().splitlines() == lines[:-1]
-
-
 def test_a_second_run_does_what_is_missing(run, tmp_path):
     config = copy_run(run, tmp_path)
     folder = Path(config.output_dir)
@@ -132,15 +136,42 @@ def test_a_second_run_does_what_is_missing(run, tmp_path):
     assert scores["models"] == run[1]["models"]
 
 
-def test_a_folder_with_other_work_is_refused(run, models, tmp_path):
+def test_new_weights_at_an_old_path_are_not_taken_for_the_old_ones(pool, models, tmp_path):
+    path = shutil.copytree(models["base"], tmp_path / "model")
+    config = EvaluationConfig(
+        models={"base": str(path)}, dataset_name=str(pool), output_dir=str(tmp_path / "out"), tasks=["digits_vqa"]
+    )
+    samples = tmp_path / "out" / "base" / "samples_digits_vqa.jsonl"
+    evaluate(config)
+    old = samples.read_text()
+    shutil.copytree(models["trained"], path, dirs_exist_ok=True)
+    with pytest.raises(AnotherRunError, match=r"weights is 'sha256:.*' there and 'sha256:.*or delete"):
+        evaluate(config)
+    assert samples.read_text() == old
+    shutil.rmtree(samples.parent)
+    evaluate(config)
+    assert samples.read_text() != old
+
+
+def test_a_folder_of_other_conditions_is_refused(run, tmp_path):
     config = copy_run(run, tmp_path)
-    config.models = {"base": models["trained"]}
-    config.reference = ["base"]
-    with pytest.raises(FileExistsError, match=r"its weights is 'sha256:.*', here it is 'sha256:"):
+    config.limit = 2
+    with pytest.raises(AnotherRunError, match="num_rows is 6 there and 2 here"):
         evaluate(config)
-    config.models, config.limit = {"base": models["base"]}, 2
-    with pytest.raises(FileExistsError, match="its num_rows is 6, here it is 2"):
-        evaluate(config)
+
+
+def test_what_a_task_writes_stays_with_its_model(run, harness, tmp_path, monkeypatch):
+    config, _ = run
+    seen, ask = [], harness.simple_evaluate
+    monkeypatch.setattr(harness, "simple_evaluate", lambda **given: seen.append(given) or ask(**given))
+    changes = {"output_dir": str(tmp_path), "tasks": ["digits_vqa", "digits_hallucination"]}
+    stale = tmp_path / "base" / "files" / "digits_vqa" / "gpt_response" / "what the judge said of other weights.json"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    evaluate(EvaluationConfig(**{**vars(config), **changes}))
+    assert not stale.exists()
+    assert len({given["cli_args"].output_path for given in seen}) == len(seen) == 4
+    assert all(given.get("use_cache") is None for given in seen)
 
 
 def test_a_missing_result_is_an_error(run, tmp_path):
@@ -154,13 +185,64 @@ def test_a_missing_result_is_an_error(run, tmp_path):
         collect(Path(config.output_dir), config, select_tasks("digits"))
 
 
-def test_the_result_names_rows_and_model_that_cannot_be_exchanged(run, pool, models, tmp_path):
+def test_a_failure_is_a_gap_with_a_reason(run, tmp_path):
+    config = copy_run(run, tmp_path)
+    Path(config.output_dir, "trained", "results_digits_vqa.json").unlink()
+    failures = [{"model": "trained", "task": "digits_vqa", "reason": "killed"}]
+    scores = collect(Path(config.output_dir), config, TASKS, failures)
+    assert scores["failures"] == failures
+    assert set(scores["models"]["base"]) - set(scores["models"]["trained"]) == {"digits_vqa"}
+    assert {entry["task"] for entry in scores["comparisons"]} == set(TASKS) - {"digits_vqa"}
+
+
+def test_conditions_change_with_what_changes_a_score(run, pool, tmp_path):
     config, _ = run
+    task, (direct, chain) = TASKS["digits_vqa"], select_tasks("judge_free", ["mmstar"]).values()
     shutil.copytree(pool, tmp_path / "pool")
-    other = EvaluationConfig(**{**vars(config), "dataset_name": str(tmp_path / "pool")})
-    assert conditions_of(other, TASKS["digits_vqa"]) == conditions_of(config, TASKS["digits_vqa"])
+    moved = EvaluationConfig(**{**vars(config), "dataset_name": str(tmp_path / "pool")})
+    assert conditions_of(moved, task) == conditions_of(config, task)
     save(evaluation_pool("development", NUM_ROWS, seed=1)["vqa"], tmp_path / "pool", "vqa")
-    assert conditions_of(other, TASKS["digits_vqa"])["rows"] != conditions_of(config, TASKS["digits_vqa"])["rows"]
+    assert conditions_of(moved, task)["rows"] != conditions_of(config, task)["rows"]
+
+    hub = EvaluationConfig(models={"base": "x"}, output_dir="o", suite="judge_free")
+    found = conditions_of(hub, direct)
+    assert found["rows"] == {
+        **{"path": "Lin-Chen/MMStar", "config": None, "split": "val", "revision": None},
+        "limit": None,
+    }
+    assert found["backend"] == "transformers" and found["device"] == "cpu"
+
+    def differing(other):
+        return {name for name in found if other[name] != found[name]}
+
+    assert differing(conditions_of(hub, chain)) == {"protocol", "generation"}
+    assert differing(conditions_of(EvaluationConfig(**{**vars(hub), "limit": 5}), direct)) == {"rows"}
+    assert differing(conditions_of(EvaluationConfig(**{**vars(hub), "dtype": "float32"}), direct)) == {"dtype"}
+    served = EvaluationConfig(**{**vars(hub), "base_url": "http://127.0.0.1:1/v1"})
+    assert differing(conditions_of(served, direct)) >= {"backend", "dtype", "device"}
+    judged = {"judge_base_url": "http://127.0.0.1:1/v1", "judge_model": "judge"}
+    judged = EvaluationConfig(**{**vars(hub), **judged, "suite": "sicog", "tasks": ["mmvet", "mmstar"]})
+    judges = {name: conditions_of(judged, task)["judge"] for name, task in select_tasks("sicog", judged.tasks).items()}
+    assert judges == {
+        **{"mmvet": "judge", "mmvet_step_by_step": "judge"},
+        **{"mmstar": None, "mmstar_step_by_step": None},
+    }
+
+
+def test_the_manifest_of_a_result(run):
+    config, _ = run
+    results = [
+        json.loads(Path(config.output_dir, name, f"results_{task}.json").read_text())["manifest"]
+        for name in config.models
+        for task in ("digits_vqa", "digits_reasoning_step_by_step")
+    ]
+    prompts = [found["prompt_hash"] for found in results]
+    assert prompts[:2] == prompts[2:] and prompts[0] != prompts[1]
+    for found in results:
+        assert found["task_version"] == 1
+        assert found["wrapper"] == "sicog_trl.evaluation.wrapper.VisionLanguageModel"
+        assert (found["judge"], found["batch_size"], found["processes"]) == (None, 4, 1)
+        assert {"command", "versions", "hardware", "seconds", "commit"} <= set(found)
 
 
 # The scorers, asked by lmms-eval ------------------------------------------------------------------------------------
@@ -209,10 +291,10 @@ def ask(harness, pool, tmp_path):
 
         generate_until_multi_round = loglikelihood
 
-    def ask(task, answer):
+    def ask(task, answer, **options):
         write_task_files(tmp_path / "tasks", str(pool), {task: TASKS[task]})
-        header = {"model": {"name": "stub"}, "conditions": {"num_rows": NUM_ROWS}}
-        harness.run_task(Stub(answer), task, tmp_path, header)
+        header = {"model": {"name": "stub"}, "conditions": {}}
+        harness.run_task(Stub(answer), TASKS[task], tmp_path, header, **options)
         return json.loads((tmp_path / "stub" / f"results_{task}.json").read_text())["scores"]
 
     return ask
@@ -250,11 +332,80 @@ def test_what_is_found_and_what_is_invented_are_two_things(ask):
     assert scores["object_precision"] == 0
 
 
-def test_rows_that_were_not_scored_are_an_error(harness, ask, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "NUM_ROWS", NUM_ROWS + 1)
-    with pytest.raises(RuntimeError, match="6 of 7 rows were scored"):
+def test_rows_that_were_not_scored_are_an_error(harness, ask, tmp_path, monkeypatch):
+    evaluate_all = harness.simple_evaluate
+
+    def lose_one(**given):
+        results = evaluate_all(**given)
+        results["samples"]["digits_vqa"].pop()
+        return results
+
+    monkeypatch.setattr(harness, "simple_evaluate", lose_one)
+    with pytest.raises(RuntimeError, match="5 of 6 rows were scored"):
         ask("digits_vqa", answer_from_truth)
     assert not (tmp_path / "stub" / "results_digits_vqa.json").exists()
+
+
+def test_a_metric_that_is_missing_or_no_number_is_an_error(harness):
+    (task,) = select_tasks("judge_free", ["ai2d"], ["direct"]).values()
+    entry = {"alias": "ai2d", "exact_match,flexible-extract": 0.5, "exact_match,none": 0.25}
+    assert harness.reported_scores(entry, task) == {"exact_match,flexible-extract": 0.5}
+    for broken in ({"exact_match,none": 0.25}, {"exact_match,flexible-extract": float("nan")}):
+        with pytest.raises(RuntimeError, match="lmms-eval gave no exact_match,flexible-extract"):
+            harness.reported_scores(broken, task)
+
+
+class Judge:
+    calls = failed = 0
+
+
+def test_a_judge_that_failed_too_often_is_no_judge(ask, tmp_path):
+    judge = Judge()
+    judge.calls, judge.failed = 100, 50  # of the tasks before
+
+    def answer(task, doc):
+        judge.calls += 1
+        judge.failed += judge.calls == 103
+        return answer_from_truth(task, doc)
+
+    with pytest.raises(RuntimeError, match="left 1 of 6 questions without an answer"):
+        ask("digits_vqa", answer, judge=judge)
+    assert not (tmp_path / "stub" / "results_digits_vqa.json").exists()
+    judge.calls = 100
+    ask("digits_vqa", answer, judge=judge, max_judge_failures=0.2)
+    health = json.loads((tmp_path / "stub" / "results_digits_vqa.json").read_text())["health"]
+    assert (health["judge_calls"], health["judge_failed"]) == (6, 1)
+
+
+def test_both_protocols_of_packaged_benchmarks(harness, tmp_path):
+    """All that the model wrote is kept, the scorer gets the final answer, and what it lacks is counted."""
+    from sicog_trl.evaluation.answering import Answering
+    from sicog_trl.evaluation.protocols import Completion
+
+    class Chains(Answering):
+        def complete(self, conversations, limits):
+            for number, (_, doc_id) in enumerate(self._rows):
+                steps = build_steps("chain_of_thought", ["Look.", "See.", "Think.", questions[doc_id].right[0]])
+                yield number, Completion(steps if doc_id else "I do not know.", 5 + doc_id, truncated=doc_id == 1)
+
+    names = ["ai2d", "mmbench_static", "chartqa"]
+    written = write_rows(tmp_path / "rows", names)
+    tasks = select_tasks("judge_free", names, ["step_by_step"])
+    write_task_files(tmp_path / "tasks", str(tmp_path / "rows"), tasks)
+    for name, task in tasks.items():
+        questions = written[task.benchmark.name]
+        harness.run_task(Chains("stub"), task, tmp_path, {"model": {"name": "stub"}, "conditions": {}})
+        result = json.loads((tmp_path / "stub" / f"results_{name}.json").read_text())
+        samples = [json.loads(line) for line in (tmp_path / "stub" / f"samples_{name}.jsonl").read_text().splitlines()]
+        n = len(questions)
+        assert list(result["scores"]) == [*task.benchmark.headline, "n"] and result["scores"]["n"] == n
+        assert (result["health"]["unparsed"], result["health"]["truncated"]) == (1, 1)
+        assert result["health"]["mean_tokens"] == sum(range(5, 5 + n)) / n
+        assert samples[0]["response"] == samples[0]["answer"] == "I do not know." and samples[0]["fault"]
+        assert [sample["answer"] for sample in samples[1:]] == [question.right[0] for question in questions[1:]]
+        assert all("Look." in sample["response"] and sample["fault"] is None for sample in samples[1:])
+        values = [value for sample in samples for value in sample["scores"].values()]
+        assert values[0] == 0 and set(values[1:]) == {1}
 
 
 # The wrapper --------------------------------------------------------------------------------------------------------
@@ -345,11 +496,12 @@ def test_lmms_eval_finds_the_wrapper(harness):
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
     from sicog_trl.evaluation import manifests
+    from sicog_trl.evaluation.wrapper import VisionLanguageModel
 
     registry = ModelRegistryV2()
     for manifest in manifests():
         registry.register_manifest(manifest)
-    assert registry.get_model_class("sicog_trl") is harness.VisionLanguageModel
+    assert registry.get_model_class("sicog_trl") is VisionLanguageModel
 
 
 # The edges ----------------------------------------------------------------------------------------------------------
@@ -373,6 +525,11 @@ def test_importing_does_not_import_lmms_eval():
         ({"reference": ["nobody"]}, "'nobody' is not among the models"),
         ({"suite": "digit"}, "unknown suite 'digit'"),
         ({"tasks": ["digits_vqe"]}, "unknown task 'digits_vqe'"),
+        ({"protocols": ["directly"]}, "unknown protocol 'directly'"),
+        ({"suite": "sicog", "tasks": ["mmvet"]}, "mmvet needs a judge"),
+        ({"judge_base_url": "http://localhost/v1"}, "needs both judge_base_url and judge_model"),
+        ({"tasks_per_process": 0}, "a process asks at least one task"),
+        ({"max_judge_failures": 2}, "it is a share"),
     ],
 )
 def test_settings_that_cannot_be(change, message):
@@ -392,16 +549,34 @@ def test_a_dataset_without_the_split(models, tmp_path):
         evaluate(config)
 
 
-def test_the_recipe(run, tmp_path):
-    config = copy_run(run, tmp_path)
-    settings = {name: getattr(config, name) for name in ("models", "dataset_name", "output_dir", "batch_size")}
-    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    command = [sys.executable, str(ROOT / "recipes" / "evaluate.py"), "--config", str(tmp_path / "evaluate.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "digits_reasoning_step_by_step" in done.stdout
-    assert "trained - base" in done.stdout
-    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump({**settings, "refrence": ["base"]}))
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode != 0
-    assert "refrence" in done.stderr
+def test_rows_of_ones_own_need_a_folder(models, tmp_path):
+    config = EvaluationConfig(models=models, output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="`dataset_name` is missing: digits_caption asks rows of your own"):
+        evaluate(config)
+
+
+def test_a_judge_that_is_not_there_is_noticed_before_anything_runs(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "run_process", lambda job: pytest.fail("something ran"))
+    judge = {"judge_base_url": "http://127.0.0.1:9/v1", "judge_model": "judge"}
+    config = EvaluationConfig(models=models, output_dir=str(tmp_path), suite="sicog", tasks=["mmvet"], **judge)
+    with pytest.raises(ConnectionError, match="no judge answers at"):
+        evaluate(config)
+
+
+def test_a_served_model_is_what_the_server_says_of_it():
+    with StubServer() as server:
+        settings = {"models": {"base": "stub"}, "output_dir": "o", "suite": "judge_free", "base_url": server.base_url}
+        config = EvaluationConfig(**settings)
+        known = identify(config, "stub")
+        assert known.startswith("stub/") and known == identify(config, "stub")
+        with pytest.raises(ValueError, match=r"has no model 'other'; it has 'stub'"):
+            identify(config, "other")
+    config.base_url = "http://127.0.0.1:9/v1"
+    with pytest.raises(ConnectionError, match="does not list its models"):
+        identify(config, "stub")
+
+
+def test_an_unknown_key_is_an_error(tmp_path):
+    (tmp_path / "evaluate.yaml").write_text("models: {base: x}\noutput_dir: o\ndataset_name: d\nrefrence: [base]\n")
+    with pytest.raises(ValueError, match="refrence"):
+        TrlParser((EvaluationConfig,)).parse_args_and_config(["--config", str(tmp_path / "evaluate.yaml")])

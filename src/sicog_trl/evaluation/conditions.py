@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("torch", "transformers", "datasets", "lmms-eval")
 _CODE = (
     *("evaluation/harness.py", "evaluation/answering.py", "evaluation/protocols.py", "evaluation/extractors.py"),
-    *("prompts.py", "responses.py", "digits/texts.py"),
+    *("evaluation/bare_answer.py", "prompts.py", "responses.py", "digits/texts.py"),
 )
 _CODE_OF_BACKEND = {
     "transformers": ("evaluation/wrapper.py", "checkpoints.py"),

@@ -26,7 +26,7 @@ from .answering import Answering
 from .benchmarks import Task
 from .comparison import Sample
 from .conditions import manifest
-from .extractors import Scores, extract_all
+from .extractors import extract_all
 from .protocols import PROTOCOLS, Completion, Conversation, Reply
 
 
@@ -90,13 +90,15 @@ def run_task(
             Share of questions to the judge that may stay without an answer.
     """
     folder, started = output_dir / header["model"]["name"], time.time()
-    loaded = load_task(output_dir / "tasks", task)
+    manager = TaskManager("ERROR", include_path=str(output_dir / "tasks"), include_defaults=False)
+    loaded = manager.load_task_or_group([task.name], "chat")[task.name]
     # Tasks of ours ask for their steps, and read them, by themselves.
     model.protocol = "direct" if task.ours else task.protocol
     before = (judge.calls, judge.failed) if judge else (0, 0)
     results = simple_evaluate(
         model=model,
         tasks=[loaded],
+        task_manager=manager,  # or lmms-eval would read all of its two thousand tasks
         limit=limit,
         bootstrap_iters=0,
         cli_args=_arguments(folder / "files" / task.name, model.rank),
@@ -113,32 +115,29 @@ def run_task(
             f"the judge left {failed} of {calls} questions without an answer, more than max_judge_failures: "
             f"{max_judge_failures} allows; the score would be wrong. See what the judge's server says, and run again"
         )
-    scores = extract_all(task.benchmark.score, records, task.benchmark.headline)
-    replies = [getattr(model, "replies", {}).get((task.name, record["doc_id"])) for record in records]
-    samples = [make_sample(*each) for each in zip(records, scores, replies, strict=True)]
     entry = results["results"][task.name]
+    scores = {**reported_scores(entry, task), "n": len(records)}
+    samples = make_samples(records, task, getattr(model, "replies", {}))
+    health = {**health_of(samples), "judge_calls": calls, "judge_failed": failed}
+    made = {**_made_by(model, loaded, started), "judge": header["conditions"].get("judge")}
+    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    write_text(folder / f"samples_{task.name}.jsonl", lines)
     result = {"task": task.name, "benchmark": task.benchmark.name, "protocol": task.protocol, **header}
-    result["scores"] = {**reported_scores(entry, task), "n": len(samples)}
-    result["health"] = {**health_of(samples), "judge_calls": calls, "judge_failed": failed}
-    result["manifest"] = {
+    result |= {"scores": scores, "health": health, "manifest": made, "lmms_eval": entry}
+    # last: it says that the task is finished
+    write_json(folder / f"results_{task.name}.json", result, allow_nan=False, default=str)
+
+
+def _made_by(model: lmms, loaded: LoadedTask, started: float) -> dict[str, Any]:
+    return {
         **manifest(),
         "prompt_hash": hash_text(first_prompt(loaded, model.protocol)),
         "task_version": version_of(loaded.config.metadata),
-        "judge": header["conditions"].get("judge"),
         "wrapper": f"{type(model).__module__}.{type(model).__qualname__}",
+        "batch_size": getattr(model, "batch_size", None),
+        "processes": model.world_size,
         "seconds": round(time.time() - started, 2),
     }
-    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    write_text(folder / f"samples_{task.name}.jsonl", lines)
-    # last: it says that the task is finished
-    path = folder / f"results_{task.name}.json"
-    write_json(path, {**result, "lmms_eval": entry}, allow_nan=False, default=str)
-
-
-def load_task(folder: Path, task: Task) -> LoadedTask:
-    """Return a task as lmms-eval has it, with its rows."""
-    manager = TaskManager("ERROR", include_path=str(folder), include_defaults=False)
-    return manager.load_task_or_group([task.name], "chat")[task.name]
 
 
 def _arguments(folder: Path, rank: int) -> argparse.Namespace:
@@ -175,27 +174,21 @@ def reported_scores(entry: dict[str, Any], task: Task) -> dict[str, float]:
     return scores
 
 
-def make_sample(logged: dict[str, Any], scores: Scores, reply: Reply | None) -> Sample:
-    """Bring a record of lmms-eval, and what the model wrote, to the form that comparison and report read."""
-    prompt, target = logged["arguments"][0], str(logged["target"])
-    row = logged["doc"].get("id", str(logged["doc_id"]))
-    tokens = (logged["token_counts"][0] or {}).get("output_tokens")
-    said = str(logged["filtered_resps"][0])
-    reply = reply or Reply(said, said, tokens)
-    return {
-        "doc_id": logged["doc_id"],
-        "id": row,
-        # lmms-eval's own `doc_hash` is the same for every row.
-        "hash": hash_text(json.dumps([row, prompt, target])),
-        "input": prompt,
-        "target": target,
-        "response": reply.text,
-        "answer": reply.answer,
-        "scores": scores,
-        "num_tokens": reply.num_tokens,
-        "truncated": reply.truncated,
-        "fault": reply.fault,
-    }
+def make_samples(records: list[dict[str, Any]], task: Task, replies: dict[tuple[str, int], Reply]) -> list[Sample]:
+    """Bring what lmms-eval logged, and what the model wrote, to the form that comparison and report read."""
+    scores = extract_all(task.benchmark.score, records, task.benchmark.headline)
+    samples = []
+    for logged, score in zip(records, scores, strict=True):
+        prompt, target, doc_id = logged["arguments"][0], str(logged["target"]), logged["doc_id"]
+        row = logged["doc"].get("id", str(doc_id))
+        said = str(logged["filtered_resps"][0])  # all there is of a model that is not one of our wrappers
+        tokens = (logged["token_counts"][0] or {}).get("output_tokens")
+        reply = replies.get((task.name, doc_id)) or Reply(said, said, tokens)
+        sample = {"doc_id": doc_id, "id": row, "hash": hash_text(json.dumps([row, prompt, target]))}
+        sample |= {"input": prompt, "target": target, "response": reply.text, "answer": reply.answer, "scores": score}
+        sample |= {"num_tokens": reply.num_tokens, "truncated": reply.truncated, "fault": reply.fault}
+        samples.append(sample)
+    return samples
 
 
 def health_of(samples: list[Sample]) -> dict[str, Any]:
