@@ -257,12 +257,42 @@ def test_training_generation_and_evaluation_read_the_same_prompt(name, stages):
     assert evaluated[0][0].tolist() == trained
 
 
-def test_lmms_eval_scores_all_of_them_in_one_run(stages, tmp_path):
+@ARCHITECTURES
+def test_what_lmms_eval_is_answered_does_not_depend_on_the_batch(name, stages):
+    """Rows with an image, without one, and with several in any place."""
     pytest.importorskip("lmms_eval")
+    from wrapper_rows import ROWS, answers
+
+    from sicog_trl.evaluation.harness import load_model
+
+    found = []
+    for batch_size in (1, 3):
+        wrapper = load_model(str(stages.sft(name)), batch_size=batch_size)
+        found.append((answers(wrapper, ROWS), wrapper.replies))
+    assert found[0] == found[1]
+    assert len(set(found[0][0])) > 1
+
+
+def adapter_on(base: Path, folder: Path) -> str:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(AutoModelForImageTextToText.from_pretrained(base), lora).save_pretrained(folder)
+    return str(folder)
+
+
+def test_lmms_eval_scores_all_of_them_in_one_run(stages, tmp_path, monkeypatch):
+    pytest.importorskip("lmms_eval")
+    from sicog_trl.evaluation import processes
+    from sicog_trl.evaluation.worker import run_job
+
+    # Elsewhere it is tested that every task has a process of its own.
+    monkeypatch.setattr(processes, "run_process", lambda job: (not run_job(json.loads(json.dumps(job))), ""))
     models = {f"{name}-{stage}": str(getattr(stages, stage)(name)) for name in BUILDERS for stage in ("base", "sft")}
+    models |= {f"{name}-adapter": adapter_on(stages.base(name), tmp_path / "adapters" / name) for name in BUILDERS}
     settings = {"dataset_name": str(stages.development), "tasks": ["digits_vqa"], "limit": 2}
-    run("evaluate", models=models, **settings, output_dir=str(tmp_path), num_resamples=100)
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    run("evaluate", models=models, **settings, output_dir=str(tmp_path / "scores"), num_resamples=100)
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert scores["models"].keys() == models.keys()
     assert all(0 <= scores["models"][model]["digits_vqa"]["accuracy"] <= 1 for model in models)
     assert all(scores["health"][model]["digits_vqa"]["mean_tokens"] > 0 for model in models)
