@@ -17,7 +17,7 @@ from sicog_trl.digits import evaluation_pool
 from sicog_trl.digits.model import build_model
 from sicog_trl.evaluation import processes
 from sicog_trl.evaluation.benchmarks import select_tasks
-from sicog_trl.evaluation.conditions import conditions_of, identify
+from sicog_trl.evaluation.conditions import conditions_of
 from sicog_trl.evaluation.run import EvaluationConfig, collect, evaluate
 from sicog_trl.evaluation.task_files import write_task_files
 from sicog_trl.files import AnotherRunError
@@ -563,17 +563,22 @@ def test_a_judge_that_is_not_there_is_noticed_before_anything_runs(models, tmp_p
         evaluate(config)
 
 
-def test_a_served_model_is_what_the_server_says_of_it():
+def test_models_on_a_server(pool, harness, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key of the server")
     with StubServer() as server:
-        settings = {"models": {"base": "stub"}, "output_dir": "o", "suite": "judge_free", "base_url": server.base_url}
-        config = EvaluationConfig(**settings)
-        known = identify(config, "stub")
-        assert known.startswith("stub/") and known == identify(config, "stub")
-        with pytest.raises(ValueError, match=r"has no model 'other'; it has 'stub'"):
-            identify(config, "other")
-    config.base_url = "http://127.0.0.1:9/v1"
-    with pytest.raises(ConnectionError, match="does not list its models"):
-        identify(config, "stub")
+        server.api_key = "key of the server"
+        settings = {"models": {"base": "stub"}, "base_url": server.base_url, "tasks": ["digits_vqa"], "batch_size": 2}
+        config = EvaluationConfig(**settings, dataset_name=str(pool), output_dir=str(tmp_path))
+        scores = evaluate(config)
+        result = json.loads((tmp_path / "base" / "results_digits_vqa.json").read_text())
+        assert result["model"]["weights"] == scores["manifest"]["weights"]["base"] == "served:stub=stub"
+        assert (result["conditions"]["backend"], result["conditions"]["dtype"]) == ("openai", None)
+        assert result["manifest"]["wrapper"] == "sicog_trl.evaluation.server.ServedModel"
+        assert result["scores"]["n"] == NUM_ROWS and result["health"]["mean_tokens"] == 6
+        config.models = {"base": "other"}
+        with pytest.raises(ValueError, match="other"):
+            evaluate(config)
+    assert "key of the server" not in "".join(path.read_text() for path in tmp_path.rglob("*.*") if path.is_file())
 
 
 def test_an_unknown_key_is_an_error(tmp_path):

@@ -1,8 +1,6 @@
 """What a score depends on: who answered, and under which conditions. Scores compare only if the latter are equal."""
 
-import hashlib
 import json
-import os
 import shlex
 import sys
 import time
@@ -31,8 +29,6 @@ _CODE_OF_BACKEND = {
     "transformers": ("evaluation/wrapper.py", "checkpoints.py"),
     "openai": ("evaluation/server.py",),
 }
-# What a server may say of a model that makes it another one; the rest is dates and permissions.
-_TOLD = ("id", "root", "parent", "max_model_len", "owned_by")
 
 
 def identify(config: "EvaluationConfig", path: str) -> str:
@@ -47,22 +43,9 @@ def identify(config: "EvaluationConfig", path: str) -> str:
     """
     if config.base_url is None:
         return model_fingerprint(path)
-    import openai
+    from .server import served_identity  # imports lmms-eval
 
-    key = os.environ.get("OPENAI_API_KEY") or "EMPTY"
-    try:
-        with openai.OpenAI(base_url=config.base_url, api_key=key, max_retries=2, timeout=30.0) as client:
-            listed = {model.id: model.model_dump() for model in client.models.list()}
-    except openai.AuthenticationError:
-        raise PermissionError(
-            f"{config.base_url} does not let us in: set OPENAI_API_KEY to the key of the server"
-        ) from None
-    except openai.OpenAIError as error:
-        raise ConnectionError(f"base_url: {config.base_url} does not list its models: {error}") from None
-    if path not in listed:
-        raise ValueError(f"{config.base_url} has no model {path!r}; it has {', '.join(map(repr, listed))}")
-    told = json.dumps({name: listed[path].get(name) for name in _TOLD})
-    return f"{path}/{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    return served_identity(config.base_url, path)
 
 
 def conditions_of(config: "EvaluationConfig", task: Task) -> dict[str, Any]:

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 _JUDGED_AT_ONCE = 16
 
 
-def load_model(path: str, dtype: str = "auto", batch_size: int = 1, base_url: str | None = None) -> Answering:
+def load_model(
+    path: str, dtype: str = "auto", batch_size: int = 1, base_url: str | None = None, api_key: str | None = None
+) -> Answering:
     """
     Return a model behind our wrapper.
 
@@ -50,12 +52,14 @@ def load_model(path: str, dtype: str = "auto", batch_size: int = 1, base_url: st
             Requests per forward pass, or at once on the server.
         base_url (`str`, *optional*):
             An OpenAI-compatible server.
+        api_key (`str`, *optional*):
+            Key of that server.
     """
     logger.disable("lmms_eval")  # its log repeats what our progress bar says
     if base_url:
         from .server import ServedModel
 
-        return ServedModel(model=path, base_url=base_url, batch_size=batch_size)
+        return ServedModel(model=path, base_url=base_url, batch_size=batch_size, api_key=api_key)
     from .wrapper import VisionLanguageModel
 
     return VisionLanguageModel(pretrained=path, dtype=dtype, batch_size=batch_size)

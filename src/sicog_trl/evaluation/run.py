@@ -137,6 +137,11 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     started = time.time()
     # The processes that ask get the accelerators; these here only wait for them.
     state = PartialState(cpu=True)
+    if config.base_url and state.num_processes > 1:
+        raise ValueError(
+            f"base_url: one process asks a server, and {state.num_processes} were launched; start the recipe with "
+            "python, or with accelerate launch --num_processes 1. batch_size says how many requests are under way"
+        )
     tasks, output_dir = tasks_of(config), Path(config.output_dir)
     plan = from_first(_plan(config, tasks) if state.is_main_process else None)
     failures = []

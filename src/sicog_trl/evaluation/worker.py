@@ -39,10 +39,11 @@ def run_job(job: dict[str, Any], starting: Callable[[str], None] = lambda task: 
     """
     config = EvaluationConfig(**job["config"])
     tasks = tasks_of(config)
+    key = os.environ.get("OPENAI_API_KEY")  # of the server that runs the models; the judge's tasks get another one
     with Judge(config.judge_base_url, config.judge_model) as judge:  # before lmms-eval reads any task
         from . import harness
 
-        model = harness.load_model(job["model"]["path"], config.dtype, config.batch_size, config.base_url)
+        model = harness.load_model(job["model"]["path"], config.dtype, config.batch_size, config.base_url, key)
         for number, (name, conditions) in enumerate(job["tasks"].items(), 1):
             starting(name)
             model.description = f"{job['model']['name']}: {name} ({number} of {len(job['tasks'])})"
