@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 from benchmark_rows import write_rows
@@ -83,3 +85,15 @@ def test_images_are_small_and_what_is_left_out_is_said():
     assert found["note"] == "2 more images"
     assert pictures([{"bytes": b"no image", "path": None}])["note"].startswith("an image cannot be read")
     assert pictures([]) == {"images": [], "note": "the row has no image"}
+
+
+def test_what_was_found_before_the_time_was_up_is_kept(tmp_path, monkeypatch):
+    def run(command, **options):
+        found = [["mmstar", 0, {"images": ["data:"], "note": None}]]
+        Path(command[-1]).write_text(json.dumps(found))
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = find_images(tmp_path, {"mmstar": {0: None}, "docvqa": {3: None}})
+    assert found["mmstar", 0]["images"] == ["data:"]
+    assert "did not find the rows within" in found["docvqa", 3]["note"]

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from ..files import write_text
 from .comparison import Sample, pair, read_samples
 
 
@@ -28,6 +29,8 @@ NUM_EXAMPLES = 2  # per task and side
 MAX_SIDE = 192  # pixels
 MAX_IMAGES = 3  # per row
 TIMEOUT = 600  # seconds for all images that lmms-eval is asked for
+# A report is one process, also when it is written by the first of several.
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 # What was found of the images of a row: `images` (data URIs), `note` (what is missing and why).
 Found = dict[str, Any]
@@ -142,20 +145,21 @@ def _from_parquet(output_dir: str | Path, task: str, rows: Mapping[int, str | No
 
 def _from_lmms_eval(folder: Path, wanted: Mapping[str, Mapping[int, str | None]]) -> dict[tuple[str, int], Found]:
     """Ask a process that imports lmms-eval; it looks at what is on this machine and downloads nothing."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in _RANKS}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "answer.json")
         request.write_text(json.dumps([str(folder.resolve()), {k: list(v.items()) for k, v in wanted.items()}]))
         command = [sys.executable, "-m", "sicog_trl.evaluation.examples", str(request), str(answer)]
         try:
             done = subprocess.run(
-                command, env={**os.environ, **offline}, capture_output=True, text=True, timeout=TIMEOUT, check=False
+                command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
             )
-            # It writes after every task, so that what was found before it died is kept.
-            found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else []
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         except subprocess.TimeoutExpired:
-            found, reason = [], f"lmms-eval did not find the rows within {TIMEOUT} seconds"
+            reason = f"lmms-eval did not find the rows within {TIMEOUT} seconds"
+        # It writes after every task, so that what was found before it ended is kept.
+        found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else []
     entries = {(task, doc_id): missing(reason) for task, rows in wanted.items() for doc_id in rows}
     return entries | {(task, doc_id): entry for task, doc_id, entry in found}
 
@@ -181,7 +185,7 @@ def main(request: Path, answer: Path) -> None:
                 except Exception as error:  # one task's data or code says nothing of the next one's
                     entry = missing(f"{type(error).__name__}: {error}")
                 found.append([task, doc_id, entry])
-            answer.write_text(json.dumps(found), encoding="utf-8")
+            write_text(answer, json.dumps(found))
 
 
 def pictures(images: Sequence[Image.Image | dict[str, Any]] | None) -> Found:
