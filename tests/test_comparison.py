@@ -3,13 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from sicog_trl.evaluation.comparison import (
+from sicog_trl.evaluation.comparison import compare, compare_scores, pair
+from sicog_trl.evaluation.significance import (
     bootstrap_interval,
-    compare,
-    compare_scores,
     exact_mcnemar,
     holm,
-    pair,
     sign_flip_test,
     smallest_detectable_difference,
 )
