@@ -8,6 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
 
 PACKAGES = (
     "sicog-trl torch transformers trl datasets accelerate peft lmms-eval sentence-transformers bitsandbytes".split()
@@ -17,7 +20,9 @@ WEIGHTS = ("*model*.safetensors", "*model*.bin")
 
 def weights_fingerprint(model_name_or_path: str, revision: str | None = None) -> str:
     """
-    Identify the weights behind a name: a hash of the files of a local model, the id and revision of a Hub model.
+    Identify the weights behind a name: a hash of the files of a local model, the id and commit of a Hub model.
+
+    Where neither the Hub nor the cache tells the commit, the revision stands in its place.
 
     Args:
         model_name_or_path (`str`):
@@ -27,11 +32,22 @@ def weights_fingerprint(model_name_or_path: str, revision: str | None = None) ->
     """
     folder = Path(model_name_or_path)
     if not folder.is_dir():
-        return f"{model_name_or_path}@{revision or 'main'}"
+        return f"{model_name_or_path}@{_hub_commit(model_name_or_path, revision) or revision or 'main'}"
     files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not files:
         raise FileNotFoundError(f"{folder} holds no weights ({' or '.join(WEIGHTS)})")
     return f"sha256:{hash_files(files)}"
+
+
+def _hub_commit(name: str, revision: str | None) -> str | None:
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            return Path(hf_hub_download(name, file, revision=revision)).parent.name  # snapshots/<commit>/<file>
+        except EntryNotFoundError:  # it lacks this file, or nobody can be asked and it is not in the cache
+            continue
+        except (OSError, ValueError):  # no such model, no access, no name that the Hub could have
+            return None
+    return None
 
 
 def hash_files(files: list[Path]) -> str:
