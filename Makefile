@@ -8,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEEDS ?= 0 1 2
 TEST_PROCESSES ?= 2
 STUDY_SEEDS := $(SEEDS:%=study-seed-%)
-BENCHMARKS := $(filter-out benchmarks/study.py benchmarks/_%.py benchmarks/__init__.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/study.py benchmarks/compare.py benchmarks/_%.py benchmarks/__init__.py,$(wildcard benchmarks/*.py))
 
 # A thread that spins while it waits takes the core from the one it waits for.
 export OMP_WAIT_POLICY := passive
