@@ -1,12 +1,12 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from benchmark_rows import write_rows
 from datasets import Dataset
+from judge_server import JudgeServer
+from judged_rows import write_judged_rows
 from openai_server import StubServer
 from PIL import Image
 from trl import TrlParser
@@ -507,16 +507,6 @@ def test_lmms_eval_finds_the_wrapper(harness):
 # The edges ----------------------------------------------------------------------------------------------------------
 
 
-def test_importing_does_not_import_lmms_eval():
-    code = (
-        "import sys, sicog_trl, sicog_trl.evaluation.run, sicog_trl.evaluation.comparison\n"
-        "print({'lmms_eval', 'torchvision', 'vllm', 'ray', 'deepspeed'} & set(sys.modules))"
-    )
-    path = {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=path)
-    assert done.stdout.strip() == "set()"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -561,6 +551,30 @@ def test_a_judge_that_is_not_there_is_noticed_before_anything_runs(models, tmp_p
     config = EvaluationConfig(models=models, output_dir=str(tmp_path), suite="sicog", tasks=["mmvet"], **judge)
     with pytest.raises(ConnectionError, match="no judge answers at"):
         evaluate(config)
+
+
+def test_a_judged_benchmark(models, harness, tmp_path, monkeypatch):
+    monkeypatch.setenv("SICOG_JUDGE_API_KEY", "key of the judge")
+    questions = write_judged_rows(tmp_path / "rows")["mmvet"]
+    with JudgeServer() as server:
+        server.api_key = "key of the judge"
+        judge = {"judge_base_url": server.base_url, "judge_model": "judge", "protocols": ["direct"]}
+        settings = {"models": {"base": models["base"]}, "dataset_name": str(tmp_path / "rows"), "suite": "sicog"}
+        config = EvaluationConfig(**settings, **judge, tasks=["mmvet"], output_dir=str(tmp_path / "out"))
+        scores = evaluate(config)
+        asked = scores["health"]["base"]["mmvet"]["judge_calls"]
+        assert 0 < asked <= len(questions) and asked < len(server.requests)  # one more to see whether it is there
+        result = json.loads((tmp_path / "out" / "base" / "results_mmvet.json").read_text())
+        assert result["conditions"]["judge"] == result["manifest"]["judge"] == "judge"
+        assert result["health"]["judge_failed"] == result["health"]["unscored"] == 0
+
+        config.output_dir = str(tmp_path / "again")
+        server.faults = ["say 1.0"]  # to the question whether it is there
+        server.fault = "400"
+        with pytest.raises(RuntimeError, match=r"the judge left \d of \d questions without an answer"):
+            evaluate(config)
+    assert not (tmp_path / "again" / "base" / "results_mmvet.json").exists()
+    assert "key of the judge" not in "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
 
 
 def test_models_on_a_server(pool, harness, tmp_path, monkeypatch):

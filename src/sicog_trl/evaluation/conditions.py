@@ -62,7 +62,7 @@ def conditions_of(config: "EvaluationConfig", task: Task) -> dict[str, Any]:
     return {
         "rows": rows,
         "num_rows": count,
-        "code": hash_files([*task_code(task), *(path for path in code if path.is_file())]),
+        "code": hash_files([*task_code(task), *code]),
         "backend": backend,
         "protocol": task.protocol,
         "generation": generation_settings(task),
