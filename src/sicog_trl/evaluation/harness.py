@@ -94,31 +94,27 @@ def run_task(
             Share of questions to the judge that may stay without an answer.
     """
     folder, started = output_dir / header["model"]["name"], time.time()
-    manager = TaskManager("ERROR", include_path=str(output_dir / "tasks"), include_defaults=False)
-    loaded = manager.load_task_or_group([task.name], "chat")[task.name]
+    manager = _Manager("ERROR", include_path=str(output_dir / "tasks"), include_defaults=False)
     # Tasks of ours ask for their steps, and read them, by themselves.
     model.protocol = "direct" if task.ours else task.protocol
     before = (judge.calls, judge.failed) if judge else (0, 0)
     results = simple_evaluate(
         model=model,
-        tasks=[loaded],
-        task_manager=manager,  # or lmms-eval would read all of its two thousand tasks
+        tasks=[task.name],
+        task_manager=manager,
         limit=limit,
         bootstrap_iters=0,
         cli_args=_arguments(folder / "files" / task.name, model.rank),
         process_docs_parallel=1 if task.benchmark.judge == "none" else _JUDGED_AT_ONCE,
     )
     counts = (judge.calls - before[0], judge.failed - before[1]) if judge else (0, 0)
-    calls, failed = (sum(each) for each in zip(*gather_object([counts]), strict=True))
+    calls, failed = map(sum, zip(*gather_object([counts]), strict=True))
     if results is None:  # only the first of several processes has them
         return
+    loaded = manager.loaded[task.name]
     records = sorted(results["samples"][task.name], key=lambda record: record["doc_id"])
     _check_rows(records, loaded, limit)
-    if failed > max_judge_failures * calls:
-        raise RuntimeError(
-            f"the judge left {failed} of {calls} questions without an answer, more than max_judge_failures: "
-            f"{max_judge_failures} allows; the score would be wrong. See what the judge's server says, and run again"
-        )
+    _check_judge(calls, failed, max_judge_failures)
     entry = results["results"][task.name]
     scores = {**reported_scores(entry, task), "n": len(records)}
     samples = make_samples(records, task, getattr(model, "replies", {}))
@@ -130,6 +126,14 @@ def run_task(
     result |= {"scores": scores, "health": health, "manifest": made, "lmms_eval": entry}
     # last: it says that the task is finished
     write_json(folder / f"results_{task.name}.json", result, allow_nan=False, default=str)
+
+
+class _Manager(TaskManager):
+    """Finds a task in our folder alone, where lmms-eval would read its two thousand, and keeps it."""
+
+    def load_task_or_group(self, *args: Any, **kwargs: Any) -> dict[str, LoadedTask]:
+        self.loaded = super().load_task_or_group(*args, **kwargs)
+        return self.loaded
 
 
 def _made_by(model: lmms, loaded: LoadedTask, started: float) -> dict[str, Any]:
@@ -157,6 +161,14 @@ def _check_rows(records: list[dict[str, Any]], loaded: LoadedTask, limit: int | 
     expected = list(range(rows if limit is None else min(rows, limit)))
     if (found := [record["doc_id"] for record in records]) != expected:
         raise RuntimeError(f"{len(set(found))} of {len(expected)} rows were scored, in {len(found)} records")
+
+
+def _check_judge(calls: int, failed: int, allowed: float) -> None:
+    if failed > allowed * calls:
+        raise RuntimeError(
+            f"the judge left {failed} of {calls} questions without an answer, more than max_judge_failures: {allowed} "
+            "allows; the score would be wrong. See what the judge's server says, and run again"
+        )
 
 
 def reported_scores(entry: dict[str, Any], task: Task) -> dict[str, float]:
