@@ -4,13 +4,17 @@ Score models with lmms-eval and compare them row by row; started again, it does 
 accelerate launch recipes/evaluate.py --config recipes/digits/evaluate.yaml
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.evaluation import EvaluationConfig, Task, evaluate, tasks_of
+from sicog_trl.evaluation.model_card import results_to_card
 from sicog_trl.report import aligned_table
+from sicog_trl.report.evaluation import write_evaluation_report
 
 
 ARGUMENTS = (EvaluationConfig,)
@@ -38,15 +42,17 @@ def comparison_tables(scores: dict[str, Any]) -> list[str]:
     """Return one table of differences per pair of models."""
     blocks = []
     for before, after in dict.fromkeys((entry["before"], entry["after"]) for entry in scores["comparisons"]):
-        header, rows = [f"{after} - {before}", "metric", "n", "points", "95 % interval", "fixed", "broken", "p"], []
+        header = [f"{after} - {before}", "metric", "n", "points", "95 % interval", "fixed", "broken", "p", "Holm"]
+        rows = []
         for entry in scores["comparisons"]:
             if (entry["before"], entry["after"]) == (before, after):
                 row = [entry["task"], entry["metric"], str(entry["n"])]
                 if entry["difference"] is None:  # no row could be scored on both sides
-                    rows.append([*row, *["-"] * 5])
+                    rows.append([*row, *["-"] * 6])
                     continue
                 points, low, high = (f"{100 * entry[key]:+.1f}" for key in ("difference", "low", "high"))
-                changes = [str(entry["fixed"]), str(entry["broken"]), f"{entry['p']:.3g}"]
+                holm = "" if entry["p_holm"] is None else f"{entry['p_holm']:.3g}"  # of the leading metrics alone
+                changes = [str(entry["fixed"]), str(entry["broken"]), f"{entry['p']:.3g}", holm]
                 rows.append([*row, points, f"[{low}, {high}]", *changes])
         blocks.append(aligned_table(header, rows, left=2))
     return blocks
@@ -64,11 +70,22 @@ def health_table(scores: dict[str, Any]) -> list[str]:
     return [aligned_table(header, lines, left=2)] if lines else []
 
 
+def publish(config: EvaluationConfig, scores: dict[str, Any]) -> None:
+    """Write the page, and the cards if asked."""
+    if config.update_model_cards:
+        for name, path in config.models.items():
+            if scores["models"][name] and Path(path).is_dir():
+                results_to_card(Path(config.output_dir, "scores.json"), name, Path(path, "README.md"))
+    PartialState().print(f"\npage: {write_evaluation_report(config.output_dir)}")
+
+
 def main(config: EvaluationConfig) -> None:
     """Evaluate, compare, print the tables; a result that is missing ends it with an error, after all the others."""
     scores = evaluate(config)
     blocks = [scores_table(scores, tasks_of(config)), *comparison_tables(scores), *health_table(scores)]
     PartialState().print("\n\n".join(blocks))
+    if PartialState().is_main_process:
+        publish(config, scores)
     if failures := scores["failures"]:
         reasons = "\n".join("- {model}, {task}: {reason}".format(**failure) for failure in failures)
         PartialState().print(
@@ -78,4 +95,6 @@ def main(config: EvaluationConfig) -> None:
 
 
 if __name__ == "__main__":
+    # The folder of a script stands first on the path, where this one would pass for the library of its name.
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
     main(*TrlParser(ARGUMENTS).parse_args_and_config())

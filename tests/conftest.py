@@ -64,3 +64,9 @@ def sampler(digits_model: Path):
 def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let YAMLs for a GPU be read where there is none: training arguments refuse bf16 there."""
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def damaged_images_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tasks of lmms-eval let Pillow read half an image, for the whole process; what comes after must not."""
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", False)

@@ -1,10 +1,14 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from benchmark_rows import write_rows
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from judge_server import JudgeServer
 from judged_rows import write_judged_rows
 from openai_server import StubServer
@@ -87,7 +91,7 @@ def copy_run(run, tmp_path):
 def test_every_model_has_every_result(run):
     config, scores = run
     for name in ("base", "trained"):
-        assert set(scores["models"][name]) == set(TASKS)
+        assert set(scores["models"][name]) == {task.benchmark.name for task in TASKS.values()}
         for task, entry in scores["models"][name].items():
             assert entry["n"] == NUM_ROWS
             assert set(TASKS[task].benchmark.headline) < set(entry)
@@ -122,6 +126,23 @@ def test_batches_do_not_change_answers(run, pool, models, harness, tmp_path):
     for task in TASKS:
         file = f"base/samples_{task}.jsonl"
         assert Path(config.output_dir, file).read_text() == (tmp_path / file).read_text()
+
+
+def test_the_recipe_ends_with_the_page_and_the_cards(run, models, tmp_path):
+    config = copy_run(run, tmp_path)
+    shutil.copytree(models["trained"], tmp_path / "model")
+    config.models = {**config.models, "trained": str(tmp_path / "model")}
+    settings = {**vars(config), "update_model_cards": True}
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    command = [sys.executable, "recipes/evaluate.py", "--config", str(tmp_path / "evaluate.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    folder = Path(config.output_dir)
+    assert f"page: {folder / 'evaluation.html'}" in done.stdout
+    # the library `evaluate` draws it, although the script has its name
+    assert (folder / "radar_direct.svg").is_file() and "Pictures need" not in (folder / "evaluation.md").read_text()
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert {result.dataset_type for result in card.data.eval_results} == {task.benchmark.name for task in TASKS.values()}
 
 
 def test_a_second_run_does_what_is_missing(run, tmp_path):

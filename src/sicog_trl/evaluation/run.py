@@ -65,6 +65,8 @@ class EvaluationConfig:
             Name of the judge on its server.
         max_judge_failures (`float`, *optional*, defaults to `0.02`):
             A result is refused if the judge left a larger share of its questions without an answer.
+        update_model_cards (`bool`, *optional*, defaults to `False`):
+            Write the scores into the `README.md` of each model that is a folder here.
         num_resamples (`int`, *optional*, defaults to `10000`):
             Resamples behind each interval.
         seed (`int`, *optional*, defaults to `0`):
@@ -86,6 +88,7 @@ class EvaluationConfig:
     judge_base_url: str | None = field(default=None, metadata={"help": "Server of the judge."})
     judge_model: str | None = field(default=None, metadata={"help": "Name of the judge on its server."})
     max_judge_failures: float = field(default=0.02, metadata={"help": "Share of questions the judge may not answer."})
+    update_model_cards: bool = field(default=False, metadata={"help": "Write the scores into the models' cards."})
     num_resamples: int = field(default=10_000, metadata={"help": "Resamples behind each interval."})
     seed: int = field(default=0, metadata={"help": "Seed of the resampling."})
 
