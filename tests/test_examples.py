@@ -66,7 +66,7 @@ def test_images_that_only_lmms_eval_can_find(digits_run, tmp_path):
     tasks = select_tasks("judge_free", ["mmstar"], ["direct"])
     write_task_files(digits_run / "tasks", str(tmp_path / "benchmarks"), tasks)
     (digits_run / "tasks" / "broken.yaml").write_text("task: broken\ndataset_path: parquet\ndataset_kwargs: {}\n")
-    rows = {"broken": {0: None}, "mmstar": {0: None, len(questions) + 7: None}, "digits_vqa": {0: "row-9"}}
+    rows = {"broken": {0: None}, "mmstar": {0: "0", len(questions) + 7: None}, "digits_vqa": {0: "row-9"}}
     found = find_images(digits_run, rows)
     assert found["broken", 0]["images"] == []
     # Another row at the same place is no image of the one that was asked.
