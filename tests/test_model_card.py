@@ -44,7 +44,7 @@ def scores(tmp_path):
                 "mmstar": {"average": average, "n": 1500},
                 "mmstar_step_by_step": {"average": average + 0.1, "n": 1500},
                 "mme": {"mme_perception_score": 1500.5, "mme_cognition_score": 300.0, "n": 2374},
-                "ai2d": {"exact_match": 0.75, "n": 3088},
+                "ai2d": {"exact_match,flexible-extract": 0.75, "n": 3088},
                 "digits_vqa": {"accuracy": 0.25, "yes_ratio": 0.5, "n": 100},
             }
         }
@@ -124,6 +124,9 @@ def test_a_model_without_scores_is_refused(scores, tmp_path):
         ("---\n- a list\n---\n", "metadata cannot be read"),
         ("---\na: [\n---\n", "metadata cannot be read"),
         ("---\nmodel-index:\n- name: m\n  results:\n  - metrics: [{type: a}]\n---\n", "incomplete"),
+        ("---\nmodel-index:\n  name: m\n  results: []\n---\n", "incomplete"),
+        ("---\nmodel-index: [m]\n---\n", "incomplete"),
+        ("---\nmodel-index: [{name: m, results: [text]}]\n---\n", "incomplete"),
     ],
 )
 def test_a_broken_card_is_left_alone(scores, tmp_path, text, message):

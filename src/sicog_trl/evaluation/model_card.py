@@ -57,10 +57,10 @@ def results_to_card(scores: str | Path, model: str, readme: str | Path) -> list[
         entries += _entries(tasks[name], values, version)
     metadata = _read(readme)
     index = metadata.get("model-index") or [{"name": model, "results": []}]
+    _check(readme, index)
     results = _without(index[0].get("results") or [], {_key(entry) for entry in _flat(entries)})
     index[0]["results"] = results + _results(model, entries)
     metadata["model-index"] = index
-    _check(readme, index)
     with replacing(readme) as unfinished:
         if readme.is_file():
             shutil.copyfile(readme, unfinished)
@@ -72,8 +72,10 @@ def _entries(task: Task, values: dict[str, Any], version: str | None) -> list[Ev
     """Return the headline metrics of a task."""
     data, protocol = dataset_of(task), task.protocol.replace("_", " ")
     entries = []
-    for position, metric in enumerate(dict.fromkeys(name.partition(",")[0] for name in task.benchmark.headline)):
-        if metric not in values:
+    for position, name in enumerate(task.benchmark.headline):
+        metric = name.partition(",")[0]  # a card needs no filter
+        value = values.get(name, values.get(metric))
+        if value is None:
             continue
         about = {"harness": HARNESS, "version": version, "task": task.name, "protocol": task.protocol}
         # Only the leading metric is known to have this scale.
@@ -88,7 +90,7 @@ def _entries(task: Task, values: dict[str, Any], version: str | None) -> list[Ev
                 dataset_split=data["split"],
                 metric_type=metric,
                 metric_name=f"{metric.replace('_', ' ')}, asked {protocol}",
-                metric_value=values[metric],
+                metric_value=value,
                 metric_args={key: value for key, value in about.items() if value is not None},
                 source_name=HARNESS,
                 source_url=_URL,
