@@ -144,6 +144,16 @@ def test_compare_refuses_other_conditions(tmp_path):
         compare(before, after, {"digits_vqa": ["accuracy"]})
 
 
+@pytest.mark.parametrize("name", ["prompt_hash", "task_version"])
+def test_compare_refuses_what_was_asked_differently(tmp_path, name):
+    for side, value in (("before", "1"), ("after", "2")):
+        folder = write(tmp_path / side, [sample(0)], rows="a")
+        made = {"conditions": {"rows": "a"}, "manifest": {name: value}}
+        (folder / "results_digits_vqa.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match=f"{name} is '1' and '2'"):
+        compare(tmp_path / "before", tmp_path / "after", {"digits_vqa": ["accuracy"]})
+
+
 def test_compare_refuses_missing_samples(tmp_path):
     before = write(tmp_path / "before", [sample(0)])
     (before / "samples_digits_vqa.jsonl").unlink()

@@ -103,16 +103,20 @@ def read_samples(folder: str | Path, task: str) -> list[Sample]:
 
 def _check_conditions(before: str | Path, after: str | Path, task: str) -> None:
     """Refuse two results that were not made under the same conditions."""
-    first, second = (
-        json.loads(Path(folder, f"results_{task}.json").read_text(encoding="utf-8"))["conditions"]
-        for folder in (before, after)
-    )
+    first, second = (_conditions(Path(folder, f"results_{task}.json")) for folder in (before, after))
     if differing := [name for name in {**first, **second} if first.get(name) != second.get(name)]:
         name = differing[0]
         raise ValueError(
             f"{task}: {before} and {after} were evaluated under different conditions and cannot be compared; "
             f"{name} is {first.get(name)!r} and {second.get(name)!r}. Evaluate both again in one run"
         )
+
+
+def _conditions(path: Path) -> dict[str, Any]:
+    """Return the conditions that a result was planned under, and what was found when it was asked."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    made = result.get("manifest") or {}
+    return result["conditions"] | {name: made.get(name) for name in ("prompt_hash", "task_version")}
 
 
 def pair(before: Sequence[Sample], after: Sequence[Sample], what: str = "samples") -> list[tuple[Sample, Sample]]:
