@@ -72,25 +72,25 @@ def health_table(scores: dict[str, Any]) -> list[str]:
 
 def publish(config: EvaluationConfig, scores: dict[str, Any]) -> None:
     """Write the page, and the cards if asked."""
+    print(f"\npage: {write_evaluation_report(config.output_dir)}")
     if config.update_model_cards:
         for name, path in config.models.items():
             if scores["models"][name] and Path(path).is_dir():
                 results_to_card(Path(config.output_dir, "scores.json"), name, Path(path, "README.md"))
-    PartialState().print(f"\npage: {write_evaluation_report(config.output_dir)}")
 
 
 def main(config: EvaluationConfig) -> None:
     """Evaluate, compare, print the tables; a result that is missing ends it with an error, after all the others."""
     scores = evaluate(config)
     blocks = [scores_table(scores, tasks_of(config)), *comparison_tables(scores), *health_table(scores)]
+    if failures := scores["failures"]:
+        reasons = ["- {model}, {task}: {reason}".format(**failure) for failure in failures]
+        note = f"{len(failures)} results are missing; the same command does what is missing:"
+        blocks.append("\n".join([note, *reasons]))
     PartialState().print("\n\n".join(blocks))
     if PartialState().is_main_process:
-        publish(config, scores)
-    if failures := scores["failures"]:
-        reasons = "\n".join("- {model}, {task}: {reason}".format(**failure) for failure in failures)
-        PartialState().print(
-            f"\n{len(failures)} results are missing; the same command does what is missing:\n{reasons}"
-        )
+        publish(config, scores)  # a card that cannot be read ends it here, when everything else is said
+    if failures:
         raise SystemExit(1)
 
 

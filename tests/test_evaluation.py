@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -142,7 +143,43 @@ def test_the_recipe_ends_with_the_page_and_the_cards(run, models, tmp_path):
     # the library `evaluate` draws it, although the script has its name
     assert (folder / "radar_direct.svg").is_file() and "Pictures need" not in (folder / "evaluation.md").read_text()
     card = ModelCard.load(tmp_path / "model" / "README.md")
-    assert {result.dataset_type for result in card.data.eval_results} == {task.benchmark.name for task in TASKS.values()}
+    assert {result.dataset_type for result in card.data.eval_results} == {
+        task.benchmark.name for task in TASKS.values()
+    }
+
+
+def test_a_card_that_cannot_be_read_hides_nothing(run, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("recipe_evaluate", ROOT / "recipes" / "evaluate.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = copy_run(run, tmp_path)
+    folder = Path(config.output_dir)
+    (folder / "trained" / "results_digits_vqa.json").unlink()
+    monkeypatch.setattr(processes, "run_process", lambda job: (True, "killed by a test"))
+    with pytest.raises(SystemExit) as ended:
+        recipe.main(config)
+    assert ended.value.code == 1
+    (folder / "evaluation.html").unlink()
+    shutil.copytree(config.models["base"], tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("---\na: [\n---\n")
+    config.models, config.update_model_cards = {**config.models, "base": str(tmp_path / "model")}, True
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="metadata cannot be read"):
+        recipe.main(config)
+    assert "- trained, digits_vqa: killed by a test" in capsys.readouterr().out
+    assert "killed by a test" in (folder / "evaluation.html").read_text()
+
+
+def test_without_a_single_result_there_is_still_a_page(run, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("recipe_evaluate", ROOT / "recipes" / "evaluate.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = EvaluationConfig(**{**vars(run[0]), "output_dir": str(tmp_path), "update_model_cards": True})
+    monkeypatch.setattr(processes, "run_process", lambda job: (False, "no weights"))
+    with pytest.raises(SystemExit):
+        recipe.main(config)
+    assert f"{2 * len(TASKS)} results are missing" in capsys.readouterr().out
+    assert "no weights" in (tmp_path / "evaluation.md").read_text()
 
 
 def test_a_second_run_does_what_is_missing(run, tmp_path):
@@ -179,6 +216,21 @@ def test_a_folder_of_other_conditions_is_refused(run, tmp_path):
     config.limit = 2
     with pytest.raises(AnotherRunError, match="num_rows is 6 there and 2 here"):
         evaluate(config)
+
+
+def test_a_second_run_at_once_in_one_folder_is_refused(run, tmp_path):
+    config = copy_run(run, tmp_path)
+    refused = pytest.raises(RuntimeError, match=r"another evaluation is writing to .*scores; wait")
+    with processes.alone_in(Path(config.output_dir, "tasks")), refused:
+        evaluate(config)
+    assert evaluate(config)["models"] == run[1]["models"]
+
+
+def test_one_row_is_enough(run, tmp_path):
+    config, _ = run
+    scores = evaluate(EvaluationConfig(**{**vars(config), "output_dir": str(tmp_path), "limit": 1}))
+    assert {entry["n"] for entry in scores["comparisons"]} == {1}
+    assert {entry["smallest_detectable"] for entry in scores["comparisons"]} == {None}
 
 
 def test_what_a_task_writes_stays_with_its_model(run, harness, tmp_path, monkeypatch):
@@ -533,13 +585,21 @@ def test_lmms_eval_finds_the_wrapper(harness):
     [
         ({"models": {}}, "`models` is missing"),
         ({"models": {"a/b": "x"}}, "'a/b' cannot name the folder"),
+        ({"models": {"..": "x"}}, "'..' cannot name the folder"),
+        ({"models": {"scores.json": "x"}}, "'scores.json' cannot name the folder"),
+        ({"models": {"\x1b[31mred": "x"}}, "cannot name the folder"),
+        ({"models": {7: "x"}}, "7 cannot name the folder"),
         ({"reference": ["nobody"]}, "'nobody' is not among the models"),
         ({"suite": "digit"}, "unknown suite 'digit'"),
         ({"tasks": ["digits_vqe"]}, "unknown task 'digits_vqe'"),
         ({"protocols": ["directly"]}, "unknown protocol 'directly'"),
         ({"suite": "sicog", "tasks": ["mmvet"]}, "mmvet needs a judge"),
         ({"judge_base_url": "http://localhost/v1"}, "needs both judge_base_url and judge_model"),
-        ({"tasks_per_process": 0}, "a process asks at least one task"),
+        ({"tasks_per_process": 0}, "tasks_per_process is 0; it has to be at least 1"),
+        ({"limit": 0}, "limit is 0"),
+        ({"limit": -1}, "limit is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_resamples": 0}, "num_resamples is 0"),
         ({"max_judge_failures": 2}, "it is a share"),
     ],
 )

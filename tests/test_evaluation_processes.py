@@ -43,6 +43,9 @@ for task in job["tasks"]:
     elif fault == "raise":
         path.with_name("status.json").write_text(json.dumps({"task": task, "error": "ValueError: a bad row"}))
         sys.exit(1)
+    elif fault == "shout":
+        path.with_name("status.json").write_text(json.dumps({"task": task, "error": "\\x1b[2J" + 10**5 * "a"}))
+        sys.exit(1)
     elif fault == "silence":
         sys.exit(0)
     elif fault == "exit":
@@ -92,6 +95,12 @@ def test_a_crash_costs_the_task_that_ran(ask, tmp_path, fault, reason, tasks_per
     assert (failed["model"], failed["task"]) == ("base", TASKS[1])
     assert reason in failed["reason"]
     assert {path.stem.removeprefix("results_") for path in (tmp_path / "base").iterdir()} == set(TASKS) - {TASKS[1]}
+
+
+def test_a_reason_is_short_and_no_command_to_the_terminal(ask):
+    ((failed),) = ask({TASKS[1]: "shout"})[0]
+    assert failed["reason"].startswith("\\x1b[2Jaaa") and failed["reason"].endswith("more)")
+    assert len(failed["reason"]) < 2100
 
 
 def test_tasks_share_processes_as_they_are_told(ask):

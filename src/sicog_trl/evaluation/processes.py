@@ -4,6 +4,7 @@ Under `accelerate launch` with N processes, each of them starts one process of i
 the rows of one task together. The N that were launched only wait, on the CPU, and keep clear of the accelerators.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,22 @@ from .benchmarks import Task
 if TYPE_CHECKING:
     from .run import EvaluationConfig
 
+MAX_REASON = 2000  # characters of one reason; an error may quote a whole answer
 WORKER = [sys.executable, "-m", "sicog_trl.evaluation.worker"]
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder until the block ends, or the process does; a second run would write over what this one asks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another evaluation is writing to {folder.parent}; wait for it, or choose another output_dir"
+            ) from None
+        yield
 
 
 def run_tasks(
@@ -104,7 +122,8 @@ def run_process(job: dict[str, Any]) -> tuple[bool, str]:
 
 def _reason(ended: dict[str, Any]) -> str:
     if "error" in ended:
-        return ended["error"]
+        error = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in ended["error"])
+        return error if len(error) <= MAX_REASON else f"{error[:MAX_REASON]} … ({len(error) - MAX_REASON:,} more)"
     if ended["code"] < 0:
         return f"it was killed by {signal.Signals(-ended['code']).name}; too little memory ends like that"
     return f"it ended with exit code {ended['code']}"

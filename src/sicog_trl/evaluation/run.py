@@ -6,7 +6,9 @@ and a folder that holds other work is refused.
 """
 
 import json
+import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,16 @@ from ..files import write_json
 from .benchmarks import Task, select_tasks
 from .comparison import compare, read_samples
 from .conditions import conditions_of, identify, is_finished, manifest
-from .processes import from_first, run_tasks
+from .processes import alone_in, from_first, run_tasks
 from .task_files import write_task_files
 
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
+
+
+# What every table, picture and terminal shows as it is; our own files, such as scores.json, have names besides.
+_NAME = re.compile(r"(?!.*\.(json|html|md|svg)$)[^\W_][\w .+=@,:()-]{0,99}(?<! )")
 
 
 @dataclass
@@ -96,18 +102,26 @@ class EvaluationConfig:
         for name in ("models", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is missing: give it in the YAML")
-        if unusable := [name for name in self.models if name in ("", "tasks") or Path(name).name != name]:
-            raise ValueError(f"models: {unusable[0]!r} cannot name the folder of its results; choose a plain name")
+        if unusable := [name for name in self.models if name == "tasks" or not _plain(name)]:
+            raise ValueError(
+                f"models: {unusable[0]!r} cannot name the folder of its results; choose a plain name, of letters, "
+                "digits, spaces and . _ - + = @ , : ( )"
+            )
         self.reference = self.reference or list(self.models)[:1]
         if unknown := set(self.reference) - set(self.models):
             raise ValueError(f"reference: {sorted(unknown)[0]!r} is not among the models {list(self.models)}")
         if bool(self.judge_base_url) != bool(self.judge_model):
             raise ValueError("a judge needs both judge_base_url and judge_model")
-        if self.tasks_per_process < 1:
-            raise ValueError(f"tasks_per_process is {self.tasks_per_process}; a process asks at least one task")
+        for name in ("batch_size", "limit", "tasks_per_process", "num_resamples"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name} is {number}; it has to be at least 1")
         if not 0 <= self.max_judge_failures <= 1:
             raise ValueError(f"max_judge_failures is {self.max_judge_failures}; it is a share, from 0 to 1")
         tasks_of(self)
+
+
+def _plain(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def manifests() -> "list[ModelManifest]":
@@ -146,16 +160,17 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
             "python, or with accelerate launch --num_processes 1. batch_size says how many requests are under way"
         )
     tasks, output_dir = tasks_of(config), Path(config.output_dir)
-    plan = from_first(_plan(config, tasks) if state.is_main_process else None)
-    failures = []
-    for model, missing in plan:
-        failures += run_tasks(config, model, tasks, missing)
-    scores = None
-    if state.is_main_process:
-        scores = collect(output_dir, config, tasks, failures)
-        weights = {model["name"]: model["weights"] for model, _ in plan}
-        scores["manifest"] = {**manifest(), "seconds": round(time.time() - started, 1), "weights": weights}
-        write_json(output_dir / "scores.json", scores, allow_nan=False, default=str)
+    with alone_in(output_dir / "tasks") if state.is_main_process else nullcontext():
+        plan = from_first(_plan(config, tasks) if state.is_main_process else None)
+        failures = []
+        for model, missing in plan:
+            failures += run_tasks(config, model, tasks, missing)
+        scores = None
+        if state.is_main_process:
+            scores = collect(output_dir, config, tasks, failures)
+            weights = {model["name"]: model["weights"] for model, _ in plan}
+            scores["manifest"] = {**manifest(), "seconds": round(time.time() - started, 1), "weights": weights}
+            write_json(output_dir / "scores.json", scores, allow_nan=False, default=str)
     return from_first(scores)
 
 
