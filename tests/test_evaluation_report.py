@@ -176,6 +176,33 @@ def test_hostile_text_stays_text(run):
     assert not re.search(r"<(?!/?(svg|br)\b)[a-z]+[^>]*(onload|src=.//)", html)
 
 
+def test_text_that_is_no_text_is_shown_and_does_nothing(tmp_path):
+    models = {
+        name: {"mmstar": write_task(tmp_path, name, "mmstar", [score], response="\x1b[2J\0 \x9b \ud800 one\r\ntwo")}
+        for name, score in (("base", 0.0), ("trained", 1.0))
+    }
+    write_scores(tmp_path, models)
+    for page in pages(tmp_path):
+        assert "\u241b" in page and "\u2400 \ufffd \ufffd one" in page
+        assert all(char.isprintable() or char in "\n\t" or ord(char) > 0x9F for char in page)
+
+
+def test_samples_without_a_result_are_not_shown(run):
+    scores = json.loads((run / "scores.json").read_text())
+    del scores["models"]["trained"]["mmstar_step_by_step"]
+    both = protocols(scores, run)
+    assert [row["model"] for row in both["models"]] == ["base"]
+    assert both["gains"] == []
+
+
+def test_a_task_whose_rows_have_no_score_is_no_end_of_the_page(run):
+    path = run / "trained" / "samples_mmstar.jsonl"
+    rows = [{**json.loads(line), "scores": {}} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = json.loads((run / "scores.json").read_text())
+    assert [row["model"] for row in protocols(scores, run)["models"]] == ["base"]
+
+
 def test_a_long_text_is_cut_and_says_so(tmp_path):
     models = {
         name: {"mmstar": write_task(tmp_path, name, "mmstar", [score], response="x" * (MAX_TEXT + 1234))}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sicog_trl.data import CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, save
 from sicog_trl.report import markdown_text, summary_table, write_report
+from sicog_trl.report.chain import chain_against_direct
 from sicog_trl.report.sections import difference
 from sicog_trl.report.verdicts import verdict
 
@@ -259,6 +260,25 @@ class TestWriteReport:
             (folder / f"samples_{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         page, _ = both(run)
         assert "[+100.0, +100.0]" in page.split("Step by step against direct")[1]
+
+    def test_rows_that_share_an_id_are_all_compared(self, tmp_path):
+        scores = {"models": {"base": {task: {"accuracy": 0.5} for task in ("pope", "pope_step_by_step")}}}
+        folder = tmp_path / "evaluate" / "base"
+        folder.mkdir(parents=True)
+        for task in scores["models"]["base"]:
+            rows = [{"id": "same", "doc_id": i, "scores": {"accuracy": float(i < 10)}} for i in range(20)]
+            (folder / f"samples_{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (row,) = chain_against_direct(scores, tmp_path)
+        # followed by the id alone, the last row would stand for all
+        assert (row["direct"], row["change"]["text"], row["change"]["interval"]) == ("50.0", "0.0", "[0.0, 0.0]")
+        rows[-1]["scores"]["accuracy"] = 1.0
+        (folder / "samples_pope_step_by_step.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert chain_against_direct(scores, tmp_path)[0]["change"]["text"] == "+5.0"
+
+    def test_a_score_that_is_no_share_keeps_its_scale(self, tmp_path):
+        tasks = {"mme": {"mme_perception_score": 1500.0}, "mme_step_by_step": {"mme_perception_score": 1450.0}}
+        (row,) = chain_against_direct({"models": {"base": tasks}}, tmp_path)
+        assert (row["direct"], row["steps"], row["change"]["text"]) == ("1,500.00", "1,450.00", "\N{MINUS SIGN}50.00")
 
 
 class TestSummaryTable:

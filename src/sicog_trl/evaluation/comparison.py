@@ -101,6 +101,12 @@ def read_samples(folder: str | Path, task: str) -> list[Sample]:
         return [json.loads(line) for line in file]
 
 
+def row_keys(samples: Sequence[Sample]) -> list[Any]:
+    """Return what rows are followed by where the prompts differ on purpose: `id`, or `doc_id` if that occurs twice."""
+    keys = [sample.get("id") or sample["doc_id"] for sample in samples]
+    return keys if len(set(keys)) == len(keys) else [sample["doc_id"] for sample in samples]
+
+
 def _check_conditions(before: str | Path, after: str | Path, task: str) -> None:
     """Refuse two results that were not made under the same conditions."""
     first, second = (_conditions(Path(folder, f"results_{task}.json")) for folder in (before, after))

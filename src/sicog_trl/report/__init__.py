@@ -18,6 +18,9 @@ from .sections import CONTROL, MISSING, TREATED, behaviour, explanations, result
 from .verdicts import verdict
 
 
+# What a model wrote may move the cursor of a terminal that shows the page's twin, or not be text at all.
+_UNSEEN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_UNSEEN |= dict.fromkeys([*range(0x7F, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
 SIGN_MARKS = {"gain": "▲", "loss": "▼", "open": ""}
 
 
@@ -57,7 +60,7 @@ def write_pages(folder: Path, name: str, content: dict[str, Any]) -> Path:
         `Path`: path of the HTML page.
     """
     for file, environment in ((f"{name}.html", _html_environment()), (f"{name}.md", _markdown_environment())):
-        text = environment.get_template(f"{file}.jinja").render(content)
+        text = environment.get_template(f"{file}.jinja").render(content).replace("\r\n", "\n").translate(_UNSEEN)
         write_text(folder / file, re.sub(r"\n{3,}", "\n\n", text) if file.endswith(".md") else text)
     return folder / f"{name}.html"
 

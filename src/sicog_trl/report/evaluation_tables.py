@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.benchmarks import Task, benchmarks, select_tasks
-from ..evaluation.comparison import compare_scores, read_samples, row_metrics
+from ..evaluation.comparison import compare_scores, read_samples, row_keys, row_metrics
 from ..evaluation.protocols import PROTOCOLS
 from .sections import BEHAVIOUR, MINUS, MISSING, difference, number
 
@@ -144,7 +144,11 @@ def protocols(scores: Mapping[str, Any], folder: Path) -> dict[str, list[dict[st
     models, gains = [], []
     for tasks in (found for found in ways.values() if {DIRECT, STEPS} <= set(found)):
         both = [tasks[DIRECT], tasks[STEPS]]
-        read = {name: [_row_scores(folder / name, task) for task in both] for name in scores["models"]}
+        # Samples without a result are not finished, or of another run: the table of scores has nothing of them either.
+        read = {
+            name: [_row_scores(folder / name, task) if task in found else {} for task in both]
+            for name, found in scores["models"].items()
+        }
         for name, sides in read.items():
             if values := _aligned(sides):
                 models.append({"title": describe(both[0])["title"], "model": name, **_paired(*values)})
@@ -160,11 +164,10 @@ def _row_scores(folder: Path, task: str) -> dict[Any, float]:
     if not (folder / f"samples_{task}.jsonl").is_file():
         return {}
     rows = read_samples(folder, task)
+    if not any(row["scores"] for row in rows):
+        return {}
     metric = row_metrics([(row, row) for row in rows], describe(task)["headline"])[0]
-    # The prompts differ on purpose, so rows are followed by what they are, not by the hash of how they were asked.
-    keys = [row.get("id") or row["doc_id"] for row in rows]
-    keys = keys if len(set(keys)) == len(keys) else [row["doc_id"] for row in rows]
-    found = {key: row["scores"].get(metric) for key, row in zip(keys, rows, strict=True)}
+    found = {key: row["scores"].get(metric) for key, row in zip(row_keys(rows), rows, strict=True)}
     return {key: value for key, value in found.items() if value is not None}
 
 
