@@ -108,6 +108,21 @@ def test_without_a_chain_the_scorer_gets_all_of_it_and_is_told_why(text, fault):
     assert reply == Reply(text, text, 7, False, fault)
 
 
+@pytest.mark.parametrize("before", ["<think>A? No.</think>\n\n", "A? No.\n</think>\n", ""])
+def test_thoughts_are_no_answer(before):
+    """The opening tag may stand in the chat template."""
+    [reply] = step_by_step(Model(before + chain("B")), [turn(OPTIONS)], [16])
+    assert (reply.text, reply.answer, reply.fault) == (before + chain("B"), "B", None)
+    [reply] = direct(Model(before + "B"), [turn(OPTIONS)], [16])
+    assert (reply.text, reply.answer) == (before + "B", "B")
+
+
+def test_thoughts_that_were_cut_off_have_no_answer_behind_them():
+    text = "<think>It may be B or"
+    assert direct(Model(text, truncated=True), [turn(OPTIONS)], [16]) == [Reply(text, "", 7, True)]
+    assert step_by_step(Model(text, truncated=True), [turn(OPTIONS)], [16]) == [Reply(text, "", 7, True, "empty")]
+
+
 # Bare answers --------------------------------------------------------------------------------------------------------
 
 DRESSES = (
@@ -155,6 +170,39 @@ def test_yes_and_no_where_they_are_asked_for():
     assert answer_to("The dog sleeps. Please answer yes or no.", "No, it runs.") == "No"
     assert answer_to(TITLE, "No parking here") == "No parking here"
     assert answer_to("Is it a no-parking or a stop sign?", "No parking") == "No parking"
+
+
+def test_of_several_options_none_is_chosen():
+    for answer in ("A is wrong, so B", "A. blue and B. red", "A. blue\nB. red", "A - B", "A as well as B", "A, B"):
+        assert answer_to(OPTIONS, answer) == answer
+
+
+@pytest.mark.parametrize("answer", ["B, because it glows.", "B (red)", "b", "(b)", "b. red", "b) red", "**b**"])
+def test_a_letter_is_known_in_small_and_with_its_reason(answer):
+    assert answer_to(OPTIONS, answer) == answer_to(OPTIONS, f"The answer is {answer}") == "B"
+
+
+def test_options_in_the_picture_have_letters_too():
+    question = "Answer with the option letter from the given choices directly."
+    assert [answer_to(question, each) for each in ("B. red", "(B) red", "b", "J")] == ["B", "B", "B", "J"]
+
+
+def test_what_only_begins_with_yes_or_no_is_neither():
+    for answer in ("Yes and no", "yes/no", "Yes or no", "No idea", "No way to tell", "No information", "No, yes"):
+        assert answer_to(IS_THERE, answer) == answer
+    assert answer_to(IS_THERE, "No dogs are there.") == answer_to(IS_THERE, "No, the right answer is none.") == "No"
+    assert answer_to("Can you read the sign?", "No parking") == "No parking"
+
+
+def test_what_is_written_on_a_page_keeps_its_brackets_and_its_case():
+    for answer in ("(c)", "[B]", "b", "B. Smith"):
+        assert answer_to(TITLE, answer) == answer
+
+
+@pytest.mark.parametrize(("answer", "bare"), [(r"40\%", "40%"), (r"\$40", "$40"), (r"$\boxed{40\%}$", "40%")])
+def test_signs_that_latex_escapes(answer, bare):
+    assert answer_to(TITLE, answer) == bare
+    assert answer_to("Write the formula in LaTeX format.", r"40 \%") == r"40 \%"
 
 
 def test_a_wrong_answer_stays_wrong_whatever_it_wears():

@@ -180,9 +180,25 @@ def test_what_does_not_fit_behind_the_prompt_counts_as_cut_off(checkpoint, monke
     monkeypatch.setattr(checkpoint, "stop_tokens", set())
     answers(checkpoint, ROWS[:1])
     assert (checkpoint.replies["task", 0].truncated, checkpoint.replies["task", 0].num_tokens) == (True, 3)
-    monkeypatch.setattr(checkpoint, "max_length", length)
-    with pytest.raises(RuntimeError, match=f"row 0, has no answer.*the prompt has {length} tokens"):
-        answers(checkpoint, [ROWS[0], ROWS[1]])
+
+
+def test_a_prompt_that_does_not_fit_costs_its_row_alone(digits_model, checkpoint, monkeypatch, caplog):
+    batched = VisionLanguageModel(str(digits_model), batch_size=4)
+    expected = answers(checkpoint, ROWS)
+    lengths = [checkpoint._encode(prepared(each))["input_ids"].shape[1] for each in ROWS]
+    for model in (checkpoint, batched):
+        caplog.clear()
+        monkeypatch.setattr(model, "max_length", max(lengths))
+        found = answers(model, ROWS)
+        cut = [number for number, length in enumerate(lengths) if length == max(lengths)]
+        assert 0 < len(cut) < len(ROWS)
+        for number, length in enumerate(lengths):
+            reply = model.replies["task", number]
+            if number in cut:
+                assert (reply.text, reply.num_tokens, reply.truncated) == ("", 0, True)
+            elif length + 8 <= max(lengths):
+                assert found[number] == expected[number]
+        assert f"a prompt has {max(lengths)} tokens, the model takes {max(lengths)}" in caplog.text
 
 
 def prepared(messages: list[dict]) -> list:
@@ -307,6 +323,22 @@ def test_where_the_limit_does_not_fit_the_server_writes_as_long_as_it_can(server
 
     server.answer = answer
     assert len(answers(model, ROWS[:1], max_new_tokens=16384)[0].split()) == 6
+
+
+def test_a_prompt_that_does_not_fit_the_server_costs_its_row_alone(server):
+    model = served(server)
+    plain = server.answer
+    words = {"max_tokens": "context length", None: "The decoder prompt is longer than the maximum model length of 9"}
+
+    def answer(payload):
+        if "cell by cell" in json.dumps(payload):
+            return 400, {"error": {"message": words["max_tokens" if "max_tokens" in payload else None]}}
+        return plain(payload)
+
+    server.answer = answer
+    found = answers(model, ROWS)
+    assert [number for number, text in enumerate(found) if not text] == [5]
+    assert model.replies["task", 5].truncated and not model.replies["task", 0].truncated
 
 
 def test_as_many_requests_at_once_as_are_wanted(server):

@@ -27,8 +27,11 @@ _DRESS = (
         r"(?:\s{1,9}(?:to|for)\s[^,.:;!?\n]{1,80}?)?(?:\s{1,9}is(?:\s{0,9}:)?|\s{0,9}:)\s+(\S.*)"
     ),
     _pattern(r"(?:option|choice)\s+([(\[]?[a-z][)\]]?[.:]?)"),
-    _pattern(r"[(\[{]?([a-z])[)\]}]?[.:)]*"),
+    _pattern(r"([a-z])[.:)]*"),
 )
+_IN_BRACKETS = _pattern(r"[(\[{]([a-z])[)\]}][.:)]*")
+# Signs that LaTeX wants escaped, in what is no LaTeX otherwise.
+_ESCAPED = re.compile(r"[^\\]*(?:\\[%$][^\\]*)+")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)([^*_\n]+)\1")
 # A point ends a sentence, unless it belongs to what it stands behind: an initial, `p.m.`, `Inc.`, dots.
@@ -39,17 +42,27 @@ _SHORTENED = frozenset(
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]+\S", re.MULTILINE)
 _CHOSEN = _pattern(
     r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?[(\[]?([A-Z])"
-    r"(?:[)\].:]+\s+(?!\s*(?:and\b|or\b|&|,)).*|\s+(?:is|because|since|as)\b.*|\s*[–—-]\s.*)",
+    r"(?:[)\].:]+\s+(?!\s*(?:and\b|or\b|&|,))(.*)|,?\s+(?:is\b(?!\s+(?:not|wrong|incorrect|false)\b)|because\b|since\b"
+    r"|as\b(?!\s+well\b))(.*)|\s*[–—-]\s(?!\W*[A-Z]\W*$)(.*)|\s+\(([^()]+)\))",
     case=True,
 )
+_NAMED = re.compile(r"(?<!\w)\(?([A-Z])(?:[):]|\.\s)")
+_ASKS_FOR_LETTER = re.compile(r"\b(?:option(?:'s)? letter|letter of the correct option)\b", re.IGNORECASE)
+_SMALL = re.compile(r"\A\(?[a-z](?=[).:]|\Z)")
 _ASKS_YES_OR_NO = re.compile(r"\W*(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should)\b", re.I)
-_YES_OR_NO = _pattern(r"(yes|no)\b.*")
+# Followed by a mark or by a word that goes on from it: neither "no parking" nor "yes and no" is one of the two.
+_YES_OR_NO = _pattern(
+    r"(yes|no)(?!\W+(?:(?:and|or)\s+)?(?!\1\b)(?:yes|no)\b)"
+    r"(?:|\s*[^\w\s'/-].*|\s+[-\n].*|\n.*|\s+(?:there|it|they|he|she|this|that|these|those|the|because|since|as)\b.*)"
+)
+_ASKS_FOR_ANY = re.compile(r"\W*(?:is|are|was|were)\s+there\b", re.IGNORECASE)
+_NONE = _pattern(r"(no)\s+(?!(?:idea|clue|answer|image|picture|photo|information|way|and|or)\b)\w.*")
 
 
 def bare_answer(answer: str, question: str = "") -> str:
     r"""
     Take off what an answer is dressed in: emphasis, quotes, `\boxed{}`, a lead such as "The answer is", the final
-    point of a sentence, the brackets of an option's letter.
+    point of a sentence, the brackets of an option's letter, which is made a capital.
 
     What the question asks for decides about the rest. If it lists options by letter, "B. red" is B; a name such as
     "B. Smith" is left alone elsewhere. If it asks whether something is so, "Yes, there is." is Yes.
@@ -80,16 +93,43 @@ def bare_answer(answer: str, question: str = "") -> str:
 def _undressed(text: str, question: str) -> Iterator[str]:
     """Yield what stays of `text` without one piece of dress, for each piece that it has."""
     yield _unboxed(text)
+    yield from _said_yes_or_no(text, question)
     for dress in _DRESS:
         if match := dress.fullmatch(text):
             yield next(filter(None, match.groups()))
+    if (not question or "option" in question.casefold()) and (match := _IN_BRACKETS.fullmatch(text)):
+        yield match[1]
     yield _EMPHASIS.sub(r"\2", text)
-    if (match := _CHOSEN.fullmatch(text)) and match[1] in _OPTION.findall(question):
-        yield match[1]
-    if _asks_yes_or_no(question) and (match := _YES_OR_NO.fullmatch(text)):
-        yield match[1]
+    yield from _chosen(text, question)
+    if "latex" not in question.casefold() and _ESCAPED.fullmatch(text):
+        yield re.sub(r"\\([%$])", r"\1", text)
     if text.endswith(".") and _ends_sentence(text[:-1]):
         yield text[:-1]
+
+
+def _chosen(text: str, question: str) -> Iterator[str]:
+    """Yield the letter of the option that `text` names before it goes on, unless it goes on to name another one."""
+    options = set(_OPTION.findall(question))
+    if options or _ASKS_FOR_LETTER.search(question):
+        text = _SMALL.sub(lambda match: match[0].upper(), text)
+    if not (match := _CHOSEN.fullmatch(text)):
+        if len(text) == 1:
+            yield text
+        return
+    if match[1] in options or (not options and _ASKS_FOR_LETTER.search(question)):
+        rest = next((part for part in match.groups()[1:] if part), "")
+        if not set(_NAMED.findall(rest)) - {match[1]}:
+            yield match[1]
+
+
+def _said_yes_or_no(text: str, question: str) -> Iterator[str]:
+    if not _asks_yes_or_no(question):
+        return
+    match = _YES_OR_NO.fullmatch(text)
+    if not match and _ASKS_FOR_ANY.match(question):
+        match = _NONE.fullmatch(text)
+    if match:
+        yield match[1]
 
 
 def _unboxed(text: str) -> str:

@@ -83,7 +83,7 @@ Ask = Callable[[list[Conversation], list[int]], list[Completion]]
 
 def direct(ask: Ask, conversations: list[Conversation], limits: list[int]) -> list[Reply]:
     """
-    Ask as the benchmark does; the scorer gets what the model wrote.
+    Ask as the benchmark does; the scorer gets what the model wrote, behind its thoughts if it tells them.
 
     Args:
         ask (`Callable`):
@@ -93,7 +93,10 @@ def direct(ask: Ask, conversations: list[Conversation], limits: list[int]) -> li
         limits (`list[int]`):
             The most new tokens that the benchmark allows for each.
     """
-    return [Reply(found.text, found.text, found.num_tokens, found.truncated) for found in ask(conversations, limits)]
+    return [
+        Reply(each.text, behind_thoughts(each.text), each.num_tokens, each.truncated)
+        for each in ask(conversations, limits)
+    ]
 
 
 def step_by_step(ask: Ask, conversations: list[Conversation], limits: list[int]) -> list[Reply]:
@@ -116,11 +119,24 @@ def step_by_step(ask: Ask, conversations: list[Conversation], limits: list[int])
     found = ask([as_chain(each) for each in conversations], [max(limit, MAX_CHAIN_TOKENS) for limit in limits])
     replies = []
     for each, conversation in zip(found, conversations, strict=True):
-        fault = chain_fault(each.text, "chain_of_thought")
+        said = behind_thoughts(each.text)
+        fault = chain_fault(said, "chain_of_thought")
         question = "\n".join(texts_of(conversation[-1:]))
-        answer = each.text if fault else bare_answer(final_part(each.text, "chain_of_thought"), question)
+        answer = said if fault else bare_answer(final_part(said, "chain_of_thought"), question)
         replies.append(Reply(each.text, answer, each.num_tokens, each.truncated, fault))
     return replies
+
+
+def behind_thoughts(text: str) -> str:
+    """
+    Return what follows `</think>`, as lmms-eval does by default; nothing of thoughts that were cut off.
+
+    The opening tag may stand in the chat template rather than in the text.
+    """
+    *_, tag, said = text.rpartition("</think>")
+    if tag:
+        return said.strip()
+    return "" if text.lstrip().startswith("<think>") else text
 
 
 def as_chain(conversation: Conversation) -> Conversation:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from .protocols import Completion, Conversation
 
 
 _SEED = 0  # of no consequence: greedy
+# How vLLM, SGLang and llama.cpp say that prompt and answer, or the prompt alone, do not fit.
+_TOO_LONG = re.compile(r"context|maximum model length|max_model_len|longer than the maximum", re.IGNORECASE)
 
 
 class ServedModel(Answering):
@@ -72,7 +75,10 @@ class ServedModel(Answering):
     def complete(
         self, conversations: list[Conversation], limits: list[int]
     ) -> Iterator[tuple[int, Completion | Failure]]:
-        """See [`Answering.complete`]. What does not fit into the server's context any more counts as truncated."""
+        """
+        See [`Answering.complete`]. What does not fit into the server's context any more counts as truncated, and a
+        prompt that does not fit itself as an empty answer that was cut off.
+        """
         try:
             for number, answer in self.chat.sample(zip(conversations, limits, strict=True)):
                 yield number, answer if isinstance(answer, Failure) else _completion(answer[0])
@@ -93,11 +99,11 @@ class _Chat(OpenAISampler):
                 answers = await server.ask(turns, [_SEED], self.supports, temperature=0.0, top_p=1.0, **limited)
             except UnansweredError as error:
                 failure = error.failure
-                if failure.reason != "refused" or "context" not in failure.message:
+                if failure.reason != "refused" or not _TOO_LONG.search(failure.message):
                     return failure
             else:
                 return list(answers.values()) or Failure("empty", "an answer without a choice")
-        return failure
+        return [Response("", "length", 0)]
 
     def _turns(self, conversation: Conversation) -> list[dict[str, Any]]:
         return [{**turn, "content": [self._part(part) for part in turn["content"]]} for turn in conversation]

@@ -4,6 +4,7 @@ lmms-eval finds it as `--model sicog_trl` through the entry point of this packag
 depend on what the checkpoint's `generation_config` asks for, so that two checkpoints differ by their weights alone.
 """
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,8 @@ from ..generation.sampling import Failure
 from .answering import DEFAULT_MAX_NEW_TOKENS, Answering
 from .protocols import Completion, Conversation, images_of, texts_of
 
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "Answering", "VisionLanguageModel"]
 
@@ -58,12 +61,16 @@ class VisionLanguageModel(Answering):
         self.model, self.processor = load_for_generation(pretrained, peft, dtype=dtype, device=self.device)
         self.placeholders = placeholders(self.processor)
         self.max_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self._has_warned = False  # of a prompt that is too long; the result says how many answers were cut off
         self.stop_tokens = prepare_for_generation(self.model, self.processor, do_sample=False, num_beams=1)
 
     def complete(
         self, conversations: list[Conversation], limits: list[int]
     ) -> Iterator[tuple[int, Completion | Failure]]:
-        """See [`Answering.complete`]. What does not fit behind the prompt any more counts as truncated."""
+        """
+        See [`Answering.complete`]. What does not fit behind the prompt any more counts as truncated; if there is no
+        room at all, it is an empty answer that was cut off: a model with a small context fails the row, not the task.
+        """
         # Processors do not take rows with and without images together; tokens are generated up to one limit.
         kinds = [(limit, bool(images_of(each))) for limit, each in zip(limits, conversations, strict=True)]
         order = sorted(range(len(conversations)), key=lambda i: (*kinds[i], _size(conversations[i])), reverse=True)
@@ -86,10 +93,18 @@ class VisionLanguageModel(Answering):
             if len(conversations) == 1:
                 return [Failure("refused", f"the processor cannot take it: {type(error).__name__}: {error}")]
             return [self._answer([each], limit)[0] for each in conversations]
+        longest = int(inputs["attention_mask"].sum(dim=-1).max())
+        if self.max_length and longest >= self.max_length:
+            if len(conversations) > 1:
+                return [self._answer([each], limit)[0] for each in conversations]
+            level = logging.DEBUG if self._has_warned else logging.WARNING
+            logger.log(level, "a prompt has %d tokens, the model takes %d: no answer", longest, self.max_length)
+            self._has_warned = True
+            return [Completion("", 0, truncated=True)]
         return self._generate(inputs.to(self.device, dtype=self.model.dtype), limit)
 
     def _encode(self, conversations: list[Conversation]) -> BatchFeature:
-        inputs = self.processor.apply_chat_template(
+        return self.processor.apply_chat_template(
             conversations,
             tokenize=True,
             add_generation_prompt=True,
@@ -98,10 +113,6 @@ class VisionLanguageModel(Answering):
             # As in training and generation: the chat template alone says what stands in front of the text.
             processor_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},
         )
-        longest = int(inputs["attention_mask"].sum(dim=-1).max())
-        if self.max_length and longest >= self.max_length:
-            raise ValueError(f"the prompt has {longest} tokens, the model takes {self.max_length}")
-        return inputs
 
     @torch.inference_mode()
     def _generate(self, inputs: BatchFeature, limit: int) -> list[Completion | Failure]:
