@@ -22,14 +22,15 @@ def mmvet() -> list[Question]:
 
 def mathvista() -> list[Question]:
     """The columns of the dataset, whose `precision` is a float."""
-    fraction = ("B", "(B)", "B.", "B. 8/11", "The answer is B.", "8/11")
+    fraction = ("B", "(B)", "B.", "B. 8/11", "The answer is B.", "8/11", "b", "(b)")
     words = ("A", "**A**", "Tall", "a tall one", "It is the tall tree.")
     asked: tuple[tuple[dict[str, Any], tuple[str, ...], str], ...] = (
         (_choice(["3/11", "8/11", "6/11"], "8/11"), fraction, "C"),
         (_choice(["Tall", "Short"], "Tall"), words, "B"),
         (_free("integer", "14", None), ("14", "14.", "**14**", "There are 14 of them.", "5 + 9 = 14"), "15"),
         (_free("integer", "1200", None), ("1200", "1,200", "$1,200"), "1,201"),
-        (_free("float", "1.5", 1.0), ("1.5", "It is 1.5", "1.5 m", "about 1.52"), "1.6"),
+        (_free("float", "1.5", 1.0), ("1.5", "It is 1.5", "1.5 m", "about 1.52", "2.5-1.5"), "1.6"),
+        (_free("integer", "-3", None), ("-3", "\u22123", "x = -3"), "3"),
         (_free("float", "1.45", 2.0), ("1.45", "$1.45", "1.45."), "1.44"),
         (_free("list", "[2007, 2008]", None), ("[2007, 2008]", "It is [2007, 2008]."), "[2007, 2009]"),
     )

@@ -101,6 +101,13 @@ def test_an_empty_answer_is_wrong(grading, name):
     assert run.calls == 0
 
 
+@pytest.mark.parametrize("said", ["I'm sorry, I cannot tell.", "shorter", "none", "?"])
+def test_by_rules_an_answer_that_names_no_option_is_none(grading, said):
+    """lmms-eval takes the option most similar to it, which is now and then the right one."""
+    run = grading(["mathvista_rules"], lambda number, question: said)
+    assert run.rows["mathvista_rules"] == [0.0] * len(mathvista())
+
+
 def test_a_judge_of_mmbench_is_found(grading):
     """It wants the whole address where the others want its base, and is asked where the rules find two options."""
 

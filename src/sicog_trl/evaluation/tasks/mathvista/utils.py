@@ -20,7 +20,7 @@ from lmms_eval.tasks.mathvista.utils import (
 )
 
 
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"(?:(?<![\d)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _LIST = re.compile(r"\[[^][]*\]")
 
 
@@ -48,8 +48,8 @@ def process_results_by_rules(doc: dict[str, Any], results: list[str]) -> dict[st
 
 
 def extract_by_rules(doc: dict[str, Any], text: str) -> str:
-    """Return the option, the last number or the last list that `text` names; all of it if it names none."""
-    text = text.strip()
+    """Return the option, the last number or the last list that `text` names; nothing if it names no option."""
+    text = text.strip().replace("\u2212", "-")
     if doc["question_type"] == "multi_choice":
         return _option(doc["choices"], text)
     found = _LIST.findall(text) if doc["answer_type"] == "list" else _NUMBER.findall(text)
@@ -63,5 +63,6 @@ def _option(choices: list[str], text: str) -> str:
     if len(longest) == 1 and len(longest[0]) > 1:
         return longest[0]
     last = chr(ord("A") + len(choices) - 1)
-    letters = re.findall(rf"(?<!\w)([A-{last}])(?!\w)", text)
-    return letters[-1] if letters else text
+    letters = re.findall(rf"(?<!\w)([A-{last}])(?!\w)", text) or re.findall(rf"\A\W*([A-{last}])\W*\Z", text.upper())
+    # A text that names none, such as "I cannot say", would become the option most similar to it, which may be right.
+    return letters[-1] if letters else text if named else ""
