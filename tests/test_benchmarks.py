@@ -1,5 +1,6 @@
 """The packaged tasks of lmms-eval with made-up rows and a model that is always right, wrong, or half of each."""
 
+from dataclasses import replace
 from statistics import mean
 
 import asking
@@ -157,6 +158,30 @@ def test_a_chain_gets_nothing_where_it_is_not_read(ask):
 @EACH_TASK
 def test_the_prompt_is_the_golden_one(right, task):
     check_prompts(task.name, right(task.protocol).prompts[task.name][:2])
+
+
+def test_the_prompts_of_the_digits_are_the_golden_ones(digits_world, tmp_path):
+    tasks = select_tasks("digits")
+    assert set(map(len, (tasks, {task.benchmark.name for task in tasks.values()}))) == {6, 4}
+    write_task_files(tmp_path / "tasks", str(digits_world / "test"), tasks)
+    # They ask for their steps themselves, under both protocols.
+    run = ask_benchmarks(tmp_path, [replace(task, protocol="direct") for task in tasks.values()], lambda *_: "one")
+    for name, prompts in run.prompts.items():
+        check_prompts(name, prompts[:2])
+
+
+def test_every_task_of_every_suite_has_a_golden_prompt():
+    tasks = {name for suite in SUITES for judge in (True, False) for name in _tasks_of(suite, judge)}
+    assert {path.stem for path in asking.GOLDEN.iterdir()} == tasks
+
+
+def _tasks_of(suite, judge):
+    names = None if judge else [name for name in _members(suite) if name not in ("mmvet", "llava_bench")]
+    return select_tasks(suite, names, list(PROTOCOLS), judge=judge)
+
+
+def _members(suite):
+    return {task.benchmark.name for task in select_tasks(suite).values()}
 
 
 def test_a_changed_prompt_is_noticed(monkeypatch, tmp_path):

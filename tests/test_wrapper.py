@@ -364,6 +364,20 @@ def test_a_request_without_an_answer_is_no_empty_answer(server, fault, words):
         answers(model, ROWS)
 
 
+def test_an_answer_that_the_server_filters_is_empty(server):
+    model = served(server)
+    plain = server.choice
+
+    def choice(payload, *rest):
+        if "cell by cell" not in json.dumps(payload):
+            return plain(payload, *rest)
+        message = {"role": "assistant", "content": ""}
+        return plain(payload, *rest) | {"message": message, "finish_reason": "content_filter"}
+
+    server.choice = choice
+    assert [number for number, text in enumerate(answers(model, ROWS)) if not text] == [5]
+
+
 def test_a_server_that_has_gone(server):
     model = served(server)
     server.fault = in_order("dead")

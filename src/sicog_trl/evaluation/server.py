@@ -115,7 +115,8 @@ class _Chat(OpenAISampler):
 
 
 def _completion(response: Response) -> Completion | Failure:
-    if response.finish_reason not in ("stop", "length") and not response.text:
+    # A filter of the server is part of what is measured; one row of many must not cost the task.
+    if response.finish_reason not in ("stop", "length", "content_filter") and not response.text:
         return Failure("empty", f"an empty answer that ended with {response.finish_reason!r}")
     return Completion(response.text, response.num_tokens, truncated=response.finish_reason == "length")
 
