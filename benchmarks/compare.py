@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from sicog_trl.evaluation.protocols import PROTOCOLS
 from sicog_trl.files import write_json, write_text
 from sicog_trl.provenance import made_by
 from sicog_trl.report import aligned_table
@@ -108,7 +109,14 @@ def page(content: dict[str, Any]) -> str:
             f"Columns of {paper['paper']}: {models['trained']} and its gain over {models['base']}, as reported, "
             f"measured with {paper['harness']}. {paper['note']}"
         )
-    failures = [f"- missing: {entry['model']}, {entry['task']}: {entry['reason']}" for entry in content["failures"]]
+        named = {row["benchmark"]: describe(row["task"])["benchmark"] for row in content["rows"] if row["task"]}
+        other = [f"{title}: {name}" for title, name in named.items() if paper["benchmarks"][title]["ours"][0] != name]
+        if other:
+            notes.append(f"Not scored as the paper did, but by what stands in for it: {', '.join(other)}.")
+    failures = [
+        f"- missing: {entry['model']}, {entry['task']}: {' '.join(entry['reason'].split())}"
+        for entry in content["failures"]
+    ]
     return "\n\n".join([aligned_table(header, rows), *notes, *(["\n".join(failures)] if failures else [])]) + "\n"
 
 
@@ -135,7 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--paper", choices=PAPERS, help="whose numbers stand beside")
     parser.add_argument("--before", help="name of a model; the first one by default")
     parser.add_argument("--after", help="name of a model; the last one by default")
-    parser.add_argument("--protocol", default="direct", help="direct or step_by_step")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="direct", help="how it was asked")
     parser.add_argument("--output_dir", type=Path, help="gets the table as JSON and Markdown")
     shown = main(parser.parse_args())
     print(json.dumps({key: shown[key] for key in ("benchmark", "before", "after", "protocol", "rows")}))

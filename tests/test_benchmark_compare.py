@@ -70,6 +70,23 @@ def test_the_paper_stands_beside_and_is_not_mixed_in(scores, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == content["rows"]
 
 
+def test_what_stands_in_for_a_judged_benchmark_is_named(scores, tmp_path):
+    content = json.loads(scores.read_text())
+    for found in content["models"].values():
+        found["mathvista_rules"] = {"accuracy": 0.25, "n": 1000}
+    content["failures"][0]["reason"] = "killed\n# by a heading"
+    scores.write_text(json.dumps(content))
+    page = run(scores, "--paper", "sicog").stdout
+    assert cells(page, "MathVista")[3] == "25.0"
+    assert "Not scored as the paper did, but by what stands in for it: MathVista: mathvista_rules." in page
+    assert "- missing: trained, pope: killed # by a heading" in page
+
+
+def test_a_way_of_asking_that_is_not_there_is_refused(scores):
+    done = run(scores, "--protocol", "stepbystep")
+    assert done.returncode == 2 and "invalid choice: 'stepbystep'" in done.stderr
+
+
 def test_ours_is_shown_on_the_scale_of_the_paper(scores):
     rows = compare.table(json.loads(scores.read_text()), "base", "trained", "direct", compare.read_paper("insight_v"))
     (row,) = [row for row in rows if row["benchmark"] == "OCRBench"]
