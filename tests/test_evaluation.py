@@ -22,6 +22,7 @@ from sicog_trl.digits import evaluation_pool
 from sicog_trl.digits.model import build_model
 from sicog_trl.evaluation import processes
 from sicog_trl.evaluation.benchmarks import select_tasks
+from sicog_trl.evaluation.comparison import read_samples
 from sicog_trl.evaluation.conditions import conditions_of
 from sicog_trl.evaluation.run import EvaluationConfig, collect, evaluate
 from sicog_trl.evaluation.task_files import write_task_files
@@ -315,6 +316,7 @@ def test_the_manifest_of_a_result(run):
         assert found["task_version"] == 1
         assert found["wrapper"] == "sicog_trl.evaluation.wrapper.VisionLanguageModel"
         assert (found["judge"], found["batch_size"], found["processes"]) == (None, 4, 1)
+        assert found["dtype"] == "torch.float32"
         assert {"command", "versions", "hardware", "seconds", "commit"} <= set(found)
 
 
@@ -371,6 +373,11 @@ def ask(harness, pool, tmp_path):
         return json.loads((tmp_path / "stub" / f"results_{task}.json").read_text())["scores"]
 
     return ask
+
+
+def test_half_a_character_costs_no_task(ask, tmp_path):
+    assert ask("digits_vqa", lambda task, doc: "\ud83d")["accuracy"] == 0
+    assert {sample["response"] for sample in read_samples(tmp_path / "stub", "digits_vqa")} == {"\ud83d"}
 
 
 @pytest.mark.parametrize("task", TASKS)

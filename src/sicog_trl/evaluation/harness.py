@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -121,6 +122,8 @@ def run_task(
     health = {**health_of(samples), "judge_calls": calls, "judge_failed": failed}
     made = {**_made_by(model, loaded, started), "judge": header["conditions"].get("judge")}
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    # Half a character, with which a server may cut an answer off, is no UTF-8.
+    lines = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", lines)
     write_text(folder / f"samples_{task.name}.jsonl", lines)
     result = {"task": task.name, "benchmark": task.benchmark.name, "protocol": task.protocol, **header}
     result |= {"scores": scores, "health": health, "manifest": made, "lmms_eval": entry}
@@ -143,6 +146,7 @@ def _made_by(model: lmms, loaded: LoadedTask, started: float) -> dict[str, Any]:
         "task_version": version_of(loaded.config.metadata),
         "wrapper": f"{type(model).__module__}.{type(model).__qualname__}",
         "batch_size": getattr(model, "batch_size", None),
+        "dtype": str(getattr(getattr(model, "model", None), "dtype", "unknown")),  # what `auto` came to
         "processes": model.world_size,
         "seconds": round(time.time() - started, 2),
     }
