@@ -187,11 +187,17 @@ def test_a_second_run_does_what_is_missing(run, tmp_path):
     config = copy_run(run, tmp_path)
     folder = Path(config.output_dir)
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*/*_*.json*")}
-    missing = folder / "trained" / "results_digits_vqa.json"
-    missing.unlink()
+    (folder / "trained" / "results_digits_vqa.json").unlink()
+    (folder / "base" / "samples_digits_hallucination.jsonl").unlink()
     scores = evaluate(config)
-    changed = {file.name for file, time in before.items() if file.stat().st_mtime_ns != time}
-    assert changed == {"results_digits_vqa.json", "samples_digits_vqa.jsonl"}
+    changed = {file.relative_to(folder) for file, time in before.items() if file.stat().st_mtime_ns != time}
+    assert changed == {
+        *(Path("trained", "results_digits_vqa.json"), Path("trained", "samples_digits_vqa.jsonl")),
+        *(
+            Path("base", f"{name}_digits_hallucination.{end}")
+            for name, end in (("results", "json"), ("samples", "jsonl"))
+        ),
+    }
     assert scores["models"] == run[1]["models"]
 
 
@@ -608,6 +614,7 @@ def test_lmms_eval_finds_the_wrapper(harness):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_resamples": 0}, "num_resamples is 0"),
         ({"max_judge_failures": 2}, "it is a share"),
+        ({"limit": 9, "update_model_cards": True}, "does not belong in a card"),
     ],
 )
 def test_settings_that_cannot_be(change, message):

@@ -75,7 +75,7 @@ def conditions_of(config: "EvaluationConfig", task: Task) -> dict[str, Any]:
 def is_finished(folder: Path, task: str, weights: str, conditions: dict[str, Any]) -> bool:
     """Return whether `folder` holds the result of `task` by this model; refuse a folder with another's."""
     path = folder / f"results_{task}.json"
-    if not path.is_file():
+    if not path.is_file() or not (folder / f"samples_{task}.jsonl").is_file():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))
     there = {"weights": found["model"]["weights"], **found["conditions"]}

@@ -115,6 +115,8 @@ class EvaluationConfig:
         for name in ("batch_size", "limit", "tasks_per_process", "num_resamples"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ValueError(f"{name} is {number}; it has to be at least 1")
+        if self.update_model_cards and self.limit is not None:
+            raise ValueError("update_model_cards: a score of the first rows alone (`limit`) does not belong in a card")
         if not 0 <= self.max_judge_failures <= 1:
             raise ValueError(f"max_judge_failures is {self.max_judge_failures}; it is a share, from 0 to 1")
         tasks_of(self)
