@@ -191,7 +191,18 @@ def test_what_only_begins_with_yes_or_no_is_neither():
     for answer in ("Yes and no", "yes/no", "Yes or no", "No idea", "No way to tell", "No information", "No, yes"):
         assert answer_to(IS_THERE, answer) == answer
     assert answer_to(IS_THERE, "No dogs are there.") == answer_to(IS_THERE, "No, the right answer is none.") == "No"
-    assert answer_to("Can you read the sign?", "No parking") == "No parking"
+    assert answer_to("Can you read the sign?\nUse a single word or phrase.", "No parking") == "No parking"
+
+
+def test_reasons_stay_where_no_short_answer_is_asked_for():
+    """LLaVA-Bench has such questions, and its judge wants to know why."""
+    assert answer_to("Is there any yogurt in the fridge?", "Yes, two cups of it.") == "Yes, two cups of it"
+
+
+def test_boxes_that_say_different_things_are_all_kept():
+    assert answer_to(TITLE, r"x is \boxed{-1} or \boxed{-5}") == "x is -1 or -5"
+    assert answer_to(OPTIONS, r"\boxed{A} or \boxed{B}") == "A or B"
+    assert answer_to(OPTIONS, r"It is \boxed{B}. So \boxed{B}.") == answer_to(OPTIONS, r"\boxed{\boxed{B}}") == "B"
 
 
 def test_what_is_written_on_a_page_keeps_its_brackets_and_its_case():

@@ -65,7 +65,7 @@ def bare_answer(answer: str, question: str = "") -> str:
     point of a sentence, the brackets of an option's letter, which is made a capital.
 
     What the question asks for decides about the rest. If it lists options by letter, "B. red" is B; a name such as
-    "B. Smith" is left alone elsewhere. If it asks whether something is so, "Yes, there is." is Yes.
+    "B. Smith" is left alone elsewhere. If it asks in a word whether something is so, "Yes, there is." is Yes.
 
     Args:
         answer (`str`):
@@ -133,14 +133,26 @@ def _said_yes_or_no(text: str, question: str) -> Iterator[str]:
 
 
 def _unboxed(text: str) -> str:
-    """Return what the last box of `text` holds, if there is one; boxes hold braces of their own."""
-    *_, start = [None, *(match.end() for match in _BOXED.finditer(text))]
+    """Return what the box in `text` holds; of boxes that say different things, all of it without them."""
+    boxes: list[tuple[int, int, str]] = []
+    for match in _BOXED.finditer(text):
+        if not boxes or match.start() > boxes[-1][1]:  # boxes in a box have their turn later
+            boxes += _box(text, match)
+    if len({held for _, _, held in boxes}) == 1:
+        return boxes[0][2]
+    for start, end, held in reversed(boxes):
+        text = text[:start] + held + text[end + 1 :]
+    return text
+
+
+def _box(text: str, match: re.Match[str]) -> list[tuple[int, int, str]]:
+    """Return where a box starts and ends, and what it holds, with braces of its own; nothing if it does not end."""
     depth = 1
-    for at in range(start or 0, len(text) if start else 0):
+    for at in range(match.end(), len(text)):
         depth += {"{": 1, "}": -1}.get(text[at], 0)
         if not depth:
-            return text[start:at]
-    return text
+            return [(match.start(), at, text[match.end() : at])]
+    return []
 
 
 def _ends_sentence(text: str) -> bool:
@@ -158,4 +170,9 @@ def _asks_yes_or_no(question: str) -> bool:
     question = question.casefold()
     if "yes or no" in question:
         return True
-    return bool(_ASKS_YES_OR_NO.match(question)) and " or " not in question.partition("?")[0]
+    # Where no short answer is asked for, as by LLaVA-Bench, the reasons are part of it.
+    return (
+        "single word" in question
+        and bool(_ASKS_YES_OR_NO.match(question))
+        and " or " not in question.partition("?")[0]
+    )
