@@ -108,6 +108,16 @@ def test_without_a_chain_the_scorer_gets_all_of_it_and_is_told_why(text, fault):
     assert reply == Reply(text, text, 7, False, fault)
 
 
+@pytest.mark.parametrize("kept", ["It is there.", "Answer"])
+def test_a_chain_that_was_cut_off_before_its_answer_has_none(kept):
+    text = chain("B")
+    text = text[: text.index(kept) + len(kept)]
+    for truncated, answer in ((True, ""), (False, text)):
+        [reply] = step_by_step(Model(text, truncated), [turn(OPTIONS)], [16])
+        assert (reply.text, reply.answer, reply.truncated) == (text, answer, truncated)
+        assert reply.fault in ("missing_step", "empty_step")
+
+
 @pytest.mark.parametrize("before", ["<think>A? No.</think>\n\n", "A? No.\n</think>\n", ""])
 def test_thoughts_are_no_answer(before):
     """The opening tag may stand in the chat template."""

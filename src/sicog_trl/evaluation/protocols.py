@@ -19,6 +19,8 @@ from .bare_answer import bare_answer
 Conversation = list[dict[str, Any]]
 # ours: room for four steps; a benchmark that allows more is given more.
 MAX_CHAIN_TOKENS = 2048
+# What a chain lacks that was cut off before its answer.
+_CUT_OFF = ("missing_step", "empty_step")
 # The request alone, for a question that ends with an image.
 _REQUEST = prompt_for("chain_of_thought", "?").removeprefix("?").strip()
 
@@ -57,7 +59,8 @@ class Reply:
         truncated (`bool`, *optional*, defaults to `False`):
             Something was cut off.
         fault (`str`, *optional*):
-            Why no answer was found in the text, see [`~sicog_trl.responses.chain_fault`]; the scorer got all of it.
+            Why no answer was found in the text, see [`~sicog_trl.responses.chain_fault`]; the scorer got all of it, or
+            nothing if the answer was cut off.
     """
 
     text: str
@@ -106,7 +109,8 @@ def step_by_step(ask: Ask, conversations: list[Conversation], limits: list[int])
     The request is the one of training ([`~sicog_trl.prompts.prompt_for`]), put around the text that the question ends
     with, or behind an image at its end. What the benchmark says about the form of the answer stays, and holds for the
     last step; see [`~sicog_trl.evaluation.bare_answer.bare_answer`] for what is taken off there. A text that is no
-    complete chain goes to the scorer as it is, with its fault beside it.
+    complete chain goes to the scorer as it is, with its fault beside it; of a chain that was cut off before its
+    answer it gets nothing, because lenient scorers would find one in the steps.
 
     Args:
         ask (`Callable`):
@@ -122,6 +126,8 @@ def step_by_step(ask: Ask, conversations: list[Conversation], limits: list[int])
         said = behind_thoughts(each.text)
         fault = chain_fault(said, "chain_of_thought")
         question = "\n".join(texts_of(conversation[-1:]))
+        if each.truncated and fault in _CUT_OFF:
+            said = ""
         answer = said if fault else bare_answer(final_part(said, "chain_of_thought"), question)
         replies.append(Reply(each.text, answer, each.num_tokens, each.truncated, fault))
     return replies
