@@ -687,6 +687,14 @@ def test_models_on_a_server(pool, harness, tmp_path, monkeypatch):
         config.models = {"base": "other"}
         with pytest.raises(ValueError, match="other"):
             evaluate(config)
+        # a server that has the next model now is not asked for the one before, whose results are all there
+        server.cards = [{"id": "trained", "object": "model"}]
+        config.models = {"base": "stub", "trained": "trained"}
+        both = evaluate(config)
+        assert both["models"]["base"] == scores["models"]["base"] and len(both["comparisons"]) == 1
+        config.tasks = ["digits_vqa", "digits_hallucination"]
+        with pytest.raises(ValueError, match="does not have the model 'stub'"):
+            evaluate(config)
     assert "key of the server" not in "".join(path.read_text() for path in tmp_path.rglob("*.*") if path.is_file())
 
 

@@ -94,6 +94,12 @@ def test_a_row_without_an_answer_is_an_error_that_names_it():
         answers(model, ROWS)
 
 
+def test_control_characters_do_not_reach_the_scorer():
+    model = Scripted(lambda text: "B\x00\x1b[0m\n\tis red")
+    assert answers(model, ROWS[:1]) == ["B[0m\n\tis red"]
+    assert model.replies["task", 0].text == "B\x00\x1b[0m\n\tis red"
+
+
 def test_a_row_that_is_asked_again_is_answered_once():
     model = Scripted(str.upper)
     requests = requests_for(model, ROWS[:2])

@@ -5,8 +5,10 @@ the models, only when there is something to run.
 """
 
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_NEW_TOKENS = 1024  # for a task that sets none
 _WINDOW_PIXELS = 2**27  # ours: about 400 MB of open images, among which requests are sorted into batches
 Row = tuple[str, int]  # task and `doc_id`
+# What a table of answers cannot hold: MMBench writes one, and a single such character would cost the whole task.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 class Answering(lmms):
@@ -90,6 +94,7 @@ class Answering(lmms):
             for rows, conversations, limits in self._windows(wanted):
                 self._rows = rows
                 replies = PROTOCOLS[self.protocol](self.ask, conversations, limits)
+                replies = [replace(reply, answer=_CONTROL.sub("", reply.answer)) for reply in replies]
                 self.replies.update(zip(rows, replies, strict=True))
         if len(self.spaced) > known:
             example = "{}, row {}".format(*min(self.spaced))

@@ -106,7 +106,9 @@ def select_tasks(
     if names:
         known = {task.name for task in tasks} | set(benchmarks())
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"unknown task {unknown[0]!r}; choose from {', '.join(sorted(known))}")
+            raise ValueError(
+                f"unknown task {unknown[0]!r} under {' and '.join(asked)}; choose from {', '.join(sorted(known))}"
+            )
         tasks = [task for name in names for task in tasks if name in (task.name, task.benchmark.name)]
     if not judge:
         tasks = [_without_judge(task) for task in tasks]

@@ -54,7 +54,8 @@ class EvaluationConfig:
         reference (`list[str]`, *optional*):
             Names of models that every other one is compared with; by default the first.
         batch_size (`int`, *optional*, defaults to `128`):
-            Requests per forward pass, or at once on the server; changes the speed, not the answers.
+            Requests per forward pass, or at once on the server; changes the speed, and the answers only as far as
+            rounding does.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the weights.
         limit (`int`, *optional*):
@@ -171,7 +172,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         if state.is_main_process:
             scores = collect(output_dir, config, tasks, failures)
             weights = {model["name"]: model["weights"] for model, _ in plan}
-            scores["manifest"] = {**manifest(), "seconds": round(time.time() - started, 1), "weights": weights}
+            spent = round(time.time() - started, 1)
+            scores["manifest"] = {**manifest(), "seconds": spent, "weights": weights, "settings": vars(config)}
             write_json(output_dir / "scores.json", scores, allow_nan=False, default=str)
     return from_first(scores)
 
@@ -182,7 +184,7 @@ def _plan(config: EvaluationConfig, tasks: dict[str, Task]) -> list[tuple[dict[s
     conditions = {name: conditions_of(config, task) for name, task in tasks.items()}
     plan = []
     for name, path in config.models.items():
-        model = {"name": name, "path": path, "weights": identify(config, path)}
+        model = {"name": name, "path": path, "weights": _weights(config, name, list(tasks))}
         done = [task for task in tasks if is_finished(output_dir / name, task, model["weights"], conditions[task])]
         plan.append((model, {task: conditions[task] for task in tasks if task not in done}))
     if config.judge_base_url and any(conditions[task]["judge"] for _, missing in plan for task in missing):
@@ -191,6 +193,20 @@ def _plan(config: EvaluationConfig, tasks: dict[str, Task]) -> list[tuple[dict[s
         check_judge(config.judge_base_url, config.judge_model)
     write_task_files(output_dir / "tasks", config.dataset_name, tasks)
     return plan
+
+
+def _weights(config: EvaluationConfig, name: str, tasks: list[str]) -> str:
+    """Return what tells a model from others; one that its server has no more is known by its results."""
+    try:
+        return identify(config, config.models[name])
+    except ValueError:
+        files = [Path(config.output_dir, name, f"results_{task}.json") for task in tasks]
+        if config.base_url is None or not all(file.is_file() for file in files):
+            raise
+        found = [json.loads(file.read_text(encoding="utf-8"))["model"] for file in files]
+        if any(model != found[0] for model in found) or found[0]["path"] != config.models[name]:
+            raise
+        return found[0]["weights"]
 
 
 def collect(

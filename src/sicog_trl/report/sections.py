@@ -113,7 +113,9 @@ def difference(comparison: dict | None, factor: float = 100.0, digits: int = 1) 
         return None
     value, low, high = (comparison.get(key) for key in ("difference", "low", "high"))
     sign = "open"
-    if low is not None and high is not None and (low > 0 or high < 0):
+    # Rows that all changed alike, such as one or two, have an interval without width, which proves nothing.
+    scatter = comparison.get("smallest_detectable", 1) is not None
+    if scatter and low is not None and high is not None and (low > 0 or high < 0):
         sign = "gain" if (low > 0) != lower_is_better(comparison.get("metric", "")) else "loss"
     scaled = [None if bound is None else factor * bound for bound in (value, low, high)]
     known = low is not None and high is not None
@@ -148,10 +150,13 @@ def results(scores: dict) -> dict:
     made = {key[2:] for key in comparisons}
     pairs = [pair for pair in PAIRS if pair in made or pair in PAIRS[:2]]
     others = [name for name in models if (CONTROL, name) in made and (CONTROL, name) not in pairs]
-    for task, metric in [pair for pair in _task_metrics(scores) if pair[1] not in BEHAVIOUR]:
+    measures = [pair for pair in _task_metrics(scores) if pair[1] not in BEHAVIOUR]
+    leading = dict(reversed(measures))  # the first one of each task
+    for task, metric in measures:
         found = {model: scores["models"][model].get(task, {}) for model in models}
         values = {model: found[model].get(metric) for model in models}
         factor, digits = unit(values.values())
+        compared = partial(_compared, comparisons, task, metric, leading[task] == metric, factor, digits)
         sizes = sorted({entry["n"] for entry in found.values() if isinstance(entry.get("n"), int)})
         rows.append(
             {
@@ -160,11 +165,9 @@ def results(scores: dict) -> dict:
                 "n": " / ".join(number(size) for size in sizes) or MISSING,
                 "unit": "points" if factor == 100 else "",
                 "scores": [number(None if v is None else factor * v, digits) for v in values.values()],
-                "differences": [difference(comparisons.get((task, metric, *pair)), factor, digits) for pair in pairs],
-                CONTROL: difference(comparisons.get((task, metric, CONTROL, TREATED)), factor, digits),
-                "others": [
-                    difference(comparisons.get((task, metric, CONTROL, name)), factor, digits) for name in others
-                ],
+                "differences": [compared(pair) for pair in pairs],
+                CONTROL: compared((CONTROL, TREATED)),
+                "others": [compared((CONTROL, name)) for name in others],
             }
         )
     ends = [abs(row[CONTROL][key] or 0) for row in rows if row[CONTROL] for key in ("value", "low", "high")]
@@ -176,6 +179,16 @@ def results(scores: dict) -> dict:
         "reach": max([*ends, 1e-9]),
         "others": [title(name) for name in others],
     }
+
+
+def _compared(
+    comparisons: dict, task: str, metric: str, leads: bool, factor: float, digits: int, pair: tuple[str, str]
+) -> dict | None:
+    """Return a difference; that of the rows, which have a score of their own, where the metric is none of rows."""
+    if found := comparisons.get((task, metric, *pair)):
+        return difference(found, factor, digits)
+    of_rows = (comparisons.get((task, name, *pair)) for name in ("accuracy", "score"))
+    return difference(next(filter(None, of_rows), None)) if leads else None
 
 
 def behaviour(scores: dict) -> list[dict]:
