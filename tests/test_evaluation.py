@@ -93,7 +93,7 @@ def copy_run(run, tmp_path):
 def test_every_model_has_every_result(run):
     config, scores = run
     for name in ("base", "trained"):
-        assert set(scores["models"][name]) == {task.benchmark.name for task in TASKS.values()}
+        assert set(scores["models"][name]) == set(TASKS)
         for task, entry in scores["models"][name].items():
             assert entry["n"] == NUM_ROWS
             assert set(TASKS[task].benchmark.headline) < set(entry)
