@@ -1,6 +1,6 @@
 """A few made-up rows per benchmark, with the columns that its scorer reads, and what a model may answer to them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,9 +234,11 @@ ROWS: dict[str, Callable[[], list[Question]]] = {
 }
 
 
-def write_rows(folder: Path, names: list[str]) -> dict[str, list[Question]]:
+def write_rows(
+    folder: Path, names: Iterable[str], makers: Mapping[str, Callable[[], list[Question]]] = ROWS
+) -> dict[str, list[Question]]:
     """Write the rows of benchmarks where `folder` as `dataset_name` has to have them, and return them."""
-    written = {name: ROWS[name]() for name in names}
+    written = {name: makers[name]() for name in names}
     for name, questions in written.items():
         data = folder / name / "data"
         data.mkdir(parents=True)

@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from benchmark_rows import ROWS, Question
-from datasets import Dataset
+from benchmark_rows import ROWS, Question, write_rows
 from PIL import Image
-
-from sicog_trl.evaluation.benchmarks import benchmarks
 
 
 def mmvet() -> list[Question]:
@@ -88,10 +85,4 @@ JUDGED_ROWS = {
 
 def write_judged_rows(folder: Path) -> dict[str, list[Question]]:
     """Write the rows where `dataset_name` expects them, and return them by benchmark."""
-    written = {name: make() for name, make in JUDGED_ROWS.items()}
-    for name, questions in written.items():
-        data = folder / name / "data"
-        data.mkdir(parents=True)
-        rows = Dataset.from_list([question.row for question in questions])
-        rows.to_parquet(data / f"{benchmarks()[name].split}-00000-of-00001.parquet")
-    return written
+    return write_rows(folder, JUDGED_ROWS, JUDGED_ROWS)
