@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, List
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
 from ..data import load
+from ..images import UnreadableImageError, open_image
 from .line import rounds_of
 from .sections import number, verb
 
@@ -162,12 +161,9 @@ def _grouped(candidates: list[dict], scores: list[float | None], winner: int) ->
 
 def data_uri(image: dict | None) -> str | None:
     """Return the image as PNG in a data URI, re-encoded so that nothing but pixels arrives; `None` if unreadable."""
-    if not image or not (image.get("bytes") or image.get("path")):
-        return None
     try:
-        with PILImage.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"]) as opened:
-            picture = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError):
+        picture, _ = open_image(image)
+    except UnreadableImageError:
         return None
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()

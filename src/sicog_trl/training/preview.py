@@ -14,7 +14,8 @@ from transformers import ProcessorMixin
 from trl import apply_chat_template
 from trl.data_utils import is_conversational, prepare_multimodal_messages
 
-from .data import TEXTS, read_row, row_label
+from ..data.rows import TEXTS
+from .data import read_row, row_label
 
 
 _BATCH = 64  # rows
@@ -152,7 +153,7 @@ def _sizes(dataset: Dataset, row: int, images: list[dict | str] | None) -> list[
             with PIL.Image.open(place if content is None else BytesIO(content)) as picture:
                 width, height = picture.size
                 turned = picture.getexif().get(Base.Orientation, 1) >= 5
-        except (OSError, SyntaxError, TypeError, ValueError) as error:  # whatever is broken
+        except Exception as error:  # decoders meet hostile bytes with whatever they stumble over
             raise ValueError(f"{row_label(dataset, row)}: an image cannot be read: {error}") from error
         sizes.append((width, height) if turned else (height, width))
     return sizes
