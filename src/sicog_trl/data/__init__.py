@@ -4,7 +4,7 @@ An artefact is a Hub dataset or a folder with `data/<split>-00000-of-00001.parqu
 reads alike. Rows are followed by `id`, never by position. `python -m sicog_trl.data <dataset>` checks one.
 """
 
-from .artefacts import load, num_rows, save, split_file, split_files, write_card, writing
+from .artefacts import load, num_rows, save, split_file, split_files, splits, write_card, writing
 from .features import (
     ANNOTATED_FEATURES,
     CANDIDATE,
@@ -46,6 +46,7 @@ __all__ = [
     "save",
     "split_file",
     "split_files",
+    "splits",
     "texts_of",
     "validate",
     "write_card",

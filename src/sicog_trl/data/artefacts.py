@@ -1,15 +1,20 @@
 """How an artefact is written and read."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_dataset
+from datasets import config as hf
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..files import is_local, missing_folder, replacing, write_text
+from .rows import batches, image_column
 
 
 def load(name: str, config: str | None = None, split: str = "train", revision: str | None = None) -> Dataset:
@@ -28,15 +33,41 @@ def load(name: str, config: str | None = None, split: str = "train", revision: s
 
     Returns:
         `datasets.Dataset`: the rows; images are decoded only when they are read.
+
+    Raises:
+        `ValueError`: if a file is damaged, or a Hub dataset names images of this machine.
     """
     if not is_local(name):
-        return load_dataset(name, config, split=split, revision=revision)
+        dataset = load_dataset(name, config, split=split, revision=revision)
+        _refuse_local_images(dataset, name)
+        return dataset
     files = split_files(name, config, split)
-    if not sum(pq.read_metadata(file).num_rows for file in files):
+    if not sum(map(_num_rows, files)):
         # `load_dataset` takes a split without rows for a split that is not there
         features = Features.from_arrow_schema(pq.read_schema(files[0]))
         return Dataset.from_dict({column: [] for column in features}, features=features)
     return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+
+
+def _num_rows(file: Path) -> int:
+    try:
+        return pq.read_metadata(file).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is damaged or no Parquet file: {error}; make it again") from error
+
+
+def _refuse_local_images(dataset: Dataset, name: str) -> None:
+    """Refuse a Hub dataset that names files of this machine: they would be shown, and published with what is made."""
+    if (column := image_column(dataset)) is None:
+        return
+    caches = [Path(each).resolve() for each in (hf.HF_CACHE_HOME, hf.HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    for _, raw in batches(dataset.select_columns(column).with_format("arrow")):
+        for chunk in raw[column].chunks:
+            flat = chunk if pa.types.is_struct(chunk.type) else chunk.flatten()
+            by_path = pc.struct_field(flat, "path").filter(pc.is_null(pc.struct_field(flat, "bytes")))
+            for path in filter(os.path.isfile, by_path.drop_null().to_pylist()):
+                if not any(Path(path).resolve().is_relative_to(cache) for cache in caches):
+                    raise ValueError(f"{name} names {path!r} as an image: a file of this machine, not of the dataset")
 
 
 def split_files(name: str | Path, config: str | None, split: str) -> list[Path]:
@@ -46,8 +77,8 @@ def split_files(name: str | Path, config: str | None, split: str) -> list[Path]:
         raise missing_folder("dataset", folder)
     files = sorted((folder / "data").glob(f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"))
     if not files:
-        found = sorted({file.name.split("-")[0] for file in (folder / "data").glob("*.parquet")})
-        raise FileNotFoundError(f"{folder} has no split {split!r}; it has: {', '.join(found) or 'nothing'}")
+        found = ", ".join(splits(folder)) or "nothing"
+        raise FileNotFoundError(f"{folder} has no split {split!r}; it has: {found}")
     of = {int(file.stem.rsplit("-of-", 1)[1]) for file in files}
     if of != {len(files)}:
         raise FileNotFoundError(
@@ -55,6 +86,14 @@ def split_files(name: str | Path, config: str | None, split: str) -> list[Path]:
             "run the stage that writes it again"
         )
     return files
+
+
+def splits(name: str | Path, config: str | None = None) -> list[str]:
+    """Return the splits of a local artefact folder."""
+    folder = Path(name, config) if config else Path(name)
+    if not folder.is_dir():
+        raise missing_folder("dataset", folder)
+    return sorted({file.name.rsplit("-of-", 1)[0].rsplit("-", 1)[0] for file in folder.glob("data/*-of-*.parquet")})
 
 
 def save(dataset: Dataset, output_dir: str | Path, split: str) -> Path:

@@ -54,7 +54,9 @@ def conversation_faults(
     for before, after in (("messages", None), ("prompt", "completion"), ("prompt", "chosen"), ("prompt", "rejected")):
         if columns.get(before) and (after is None or columns.get(after)):
             names = [name for name in (before, after) if name]
-            messages = [message for name in names for message in columns[name] if message]
+            messages = [message for name in names for message in columns[name]]
+            if None in messages:
+                continue  # said above
             yield from _turn_faults(" + ".join(names), messages, num_images)
     if columns.get("chosen") and columns.get("chosen") == columns.get("rejected"):
         yield "same sides", "chosen and rejected are the same"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, Image, LargeList, List
 
 
 TEXTS = ("messages", "prompt", "completion", "chosen", "rejected")
@@ -33,6 +33,15 @@ def batches(
         yield start, raw
         start += len(raw)
         size = min(2 * size, max_rows)
+
+
+def image_column(dataset: Dataset) -> str | None:
+    """Return the column of the images: `images`, or `image` if each row has one; `None` if there is none."""
+    for name in ("images", "image"):
+        feature = dataset.features.get(name)
+        if isinstance(feature.feature if isinstance(feature, (List, LargeList)) else feature, Image):
+            return name
+    return None
 
 
 def texts_of(messages: list[dict[str, Any]]) -> Iterator[str]:

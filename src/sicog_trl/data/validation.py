@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Image, LargeList, List, Value
+from datasets import Dataset, LargeList, List, Value
 
 from ..images import URL, UnreadableImageError, open_image
 from .features import ANNOTATED_FEATURES, CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, PREFERENCE_FEATURES
 from .ids import repeated_rows
 from .messages import conversation_faults, kind_of
-from .rows import TEXTS, batches, label_of, short, texts_of
+from .rows import TEXTS, batches, image_column, label_of, short, texts_of
 
 
 NAMED = 10  # offending rows that are named
@@ -120,11 +120,14 @@ def validate(
     """
     found = Validation(len(dataset))
     names = [name for name in dataset.column_names if name in ("id", "image", *_FEATURES, *TEXTS)]
+    unfit = {name: text for name in names if (text := _column_fault(name, dataset.features[name]))}
     if columns:
-        found.columns += _column_faults(dataset, names)
+        found.columns += [*unfit.values(), *_faults_together(dataset, names)]
+    names = [name for name in names if name not in unfit or name == "id"]
+    unique_ids = unique_ids and "id" in names and "id" not in unfit
     data = dataset.select_columns(names).with_format("arrow")
-    repeated = _repeated(data) if unique_ids and "id" in names else {}
-    checker = _Checker(dataset, names, placeholders, "id" in names and unique_ids, found)
+    repeated = _repeated(data) if unique_ids else {}
+    checker = _Checker(dataset, names, placeholders, unique_ids, found)
     with ThreadPoolExecutor(_THREADS) as pool:
         for start, raw in batches(data):
             looks = checker.images(raw, pool if decode_images else None)
@@ -162,7 +165,7 @@ class _Checker:
 
     def __init__(self, dataset: Dataset, names: list[str], placeholders: Sequence[str], ids: bool, found: Validation):
         self.placeholders, self.ids, self.found = tuple(placeholders), ids, found
-        self.image_column = next((name for name in ("images", "image") if _images(dataset.features.get(name))), None)
+        self.image_column = image_column(dataset.select_columns(names))
         self.messages = [name for name in TEXTS if name in names and kind_of(dataset.features[name])]
         self.asks = {"question", "images"} <= set(names) and "candidates" not in names
 
@@ -256,21 +259,18 @@ def _open(image: dict[str, Any]) -> str | tuple[int, int]:
         return str(error)
 
 
-def _images(feature: Any) -> bool:
-    return isinstance(feature.feature if isinstance(feature, (List, LargeList)) else feature, Image)
+def _column_fault(name: str, there: Any) -> str | None:
+    if name in TEXTS:
+        if kind_of(there) is None:
+            return (
+                f"the column {name!r} holds {there}; a list of messages is needed: [{{'role': ..., 'content': ...}}]"
+            )
+    elif name in _FEATURES and not _fits(there, _FEATURES[name]):
+        return f"the column {name!r} holds {there}; {_FEATURES[name]} is needed"
+    return None
 
 
-def _column_faults(dataset: Dataset, names: list[str]) -> Iterator[str]:
-    for name in names:
-        wanted, there = _FEATURES.get(name), dataset.features[name]
-        if name in TEXTS:
-            if kind_of(there) is None:
-                yield (
-                    f"the column {name!r} holds {there}; a list of messages is needed: [{{'role': ..., 'content': "
-                    "...}]"
-                )
-        elif wanted is not None and not _fits(there, wanted):
-            yield f"the column {name!r} holds {there}; {wanted} is needed"
+def _faults_together(dataset: Dataset, names: list[str]) -> Iterator[str]:
     kinds = {kind_of(dataset.features[name]) for name in names if name in TEXTS} - {None}
     if len(kinds) > 1:
         yield "some columns of messages hold texts as content and others lists of parts; write all of them alike"

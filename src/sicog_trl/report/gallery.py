@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, List
 
-from ..data import load
+from ..data import load, splits
 from ..images import UnreadableImageError, open_image
 from .line import rounds_of
 from .sections import number, verb
@@ -61,10 +61,6 @@ def gallery(run_dir: Path, stages: list[dict]) -> dict[str, Any]:
     return {"round": None, "kept": [], "dropped": []}
 
 
-def _splits(folder: Path) -> list[str]:
-    return sorted({file.name.rsplit("-of-", 1)[0].rsplit("-", 1)[0] for file in folder.glob("data/*-of-*.parquet")})
-
-
 def _row(rows: Dataset, index: int) -> dict:
     # Undecoded: one broken image must not take the page down.
     return rows.select([index]).cast_column("images", List(Image(decode=False)))[0]
@@ -72,7 +68,7 @@ def _row(rows: Dataset, index: int) -> dict:
 
 def _spread(folders: list[Path], split: str, columns: list[str], count: int) -> list[dict]:
     """Return `count` rows at equal distances, from each value of `columns` in turn."""
-    sources = [load(str(folder), split=split) for folder in folders if split in _splits(folder)]
+    sources = [load(str(folder), split=split) for folder in folders if split in splits(folder)]
     groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for source, rows in enumerate(sources):
         values = rows.select_columns(columns)[:]
@@ -95,7 +91,7 @@ def _scores(folders: list[Path]) -> dict[tuple[str, str], dict]:
 def _candidates(folders: list[Path]) -> dict[tuple[str, str], tuple[Dataset, int]]:
     places = {}
     for folder in folders:
-        for split in _splits(folder):
+        for split in splits(folder):
             rows = load(str(folder), split=split)
             keys = rows.select_columns(["id", "task"])[:]
             places.update({key: (rows, i) for i, key in enumerate(zip(keys["id"], keys["task"], strict=True))})

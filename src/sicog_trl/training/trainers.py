@@ -174,6 +174,7 @@ def trainer_inputs(
     }
     if resolve_adapter(model_args.model_name_or_path)[1]:
         set_seed(args.seed)
+        init = {"trust_remote_code": args.trust_remote_code, **init}  # left out, it would ask on the terminal
         alone = args.distributed_state.distributed_type not in ("MULTI_GPU", "DEEPSPEED")
         start = load_adapter(model_args, {**init, **{k: v for k, v in start.items() if v}}, device_map=alone)
     else:
