@@ -182,10 +182,17 @@ def test_a_hostile_image_is_a_named_row_everywhere(name):
     found = validate(dataset, decode_images=True)
     assert found.faults == {"image": 1} and list(found.named) == [1]
     assert data_uri(stored(HOSTILE[name][0])) is None
-    if name != "program":  # the decoder of `datasets` would ask for Ghostscript, which training leaves to it
-        for read_it in (lambda: read_row(dataset, 1), lambda: NamedRows(dataset, dataset).__getitems__([0, 1])):
-            with pytest.raises(ValueError, match=r"row 1 \(id '1'\) of the dataset cannot be read"):
-                read_it()
+    for read_it in (lambda: read_row(dataset, 1), lambda: NamedRows(dataset, dataset).__getitems__([0, 1])):
+        with pytest.raises(ValueError, match=r"row 1 \(id '1'\) of the dataset cannot be read"):
+            read_it()
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, mark, monkeypatch):
+    ghostscript = write(tmp_path, {"gs": f"#!/bin/sh\ntouch {mark}\n"}) / "gs"
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_row(curated(stored(HOSTILE["program"][0])), 0)
 
 
 @pytest.mark.parametrize("limit", [True, False])

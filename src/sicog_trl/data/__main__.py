@@ -82,7 +82,8 @@ def _example(dataset: Dataset, found: Validation, processor: ProcessorMixin | No
     number = next((number for number in range(len(dataset)) if number not in found.named), None)
     if number is None:
         return []
-    row = dataset.remove_columns([name for name in ("images", "image") if name in dataset.column_names])[number]
+    unread = {"images", "image", *found.unfit} - {"id"}
+    row = dataset.select_columns([name for name in dataset.column_names if name not in unread])[number]
     try:
         pictures = [open_image(image)[0] for image in _stored(dataset, number)]
     except UnreadableImageError as error:
@@ -114,7 +115,7 @@ def _conversation(row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             return {name: row[name] for name in names}
     if row.get("candidates"):
         first = row["candidates"][0]
-        texts = {"prompt": ("user", first["prompt"]), "completion": ("assistant", first["text"])}
+        texts = {"prompt": ("user", first.get("prompt") or ""), "completion": ("assistant", first["text"])}
         return {name: [{"role": role, "content": text}] for name, (role, text) in texts.items()}
     return {"messages": [{"role": "user", "content": row["question"]}]} if row.get("question") else {}
 

@@ -53,6 +53,8 @@ class Validation:
             How many there are.
         columns (`list[str]`, *optional*):
             What is wrong with the columns as a whole.
+        unfit (`set[str]`, *optional*):
+            Those of another type than the contract has, which were not read.
         faults (`Counter`, *optional*):
             Rows with a fault, by its kind; a row may have several.
         bad_rows (`int`, *optional*, defaults to `0`):
@@ -68,6 +70,7 @@ class Validation:
     num_rows: int
     num_images: int = 0
     columns: list[str] = field(default_factory=list)
+    unfit: set[str] = field(default_factory=set)
     faults: Counter = field(default_factory=Counter)
     bad_rows: int = 0
     named: dict[int, list[str]] = field(default_factory=dict)
@@ -121,6 +124,7 @@ def validate(
     found = Validation(len(dataset))
     names = [name for name in dataset.column_names if name in ("id", "image", *_FEATURES, *TEXTS)]
     unfit = {name: text for name in names if (text := _column_fault(name, dataset.features[name]))}
+    found.unfit = set(unfit)
     if columns:
         found.columns += [*unfit.values(), *_faults_together(dataset, names)]
     names = [name for name in names if name not in unfit or name == "id"]
