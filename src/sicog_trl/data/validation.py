@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, LargeList, List, Value
+from datasets import Dataset
 
 from ..images import URL, UnreadableImageError, open_image
-from .features import ANNOTATED_FEATURES, CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, PREFERENCE_FEATURES
+from .columns import FEATURES, column_fault, faults_together
 from .ids import repeated_rows
 from .messages import conversation_faults, kind_of
 from .rows import TEXTS, batches, image_column, label_of, short, texts_of
@@ -33,13 +33,6 @@ PLACEHOLDERS = (
     "[IMG]",
     "<IMG_CONTEXT>",
 )
-_FEATURES = {
-    **CANDIDATES_FEATURES,
-    **CURATED_FEATURES,
-    **ANNOTATED_FEATURES,
-    **PREFERENCE_FEATURES,
-    **DROPPED_FEATURES,
-}
 _THREADS = 4  # ours: each holds a decoded image
 
 
@@ -122,11 +115,11 @@ def validate(
             those are found that are null, empty or a web address.
     """
     found = Validation(len(dataset))
-    names = [name for name in dataset.column_names if name in ("id", "image", *_FEATURES, *TEXTS)]
-    unfit = {name: text for name in names if (text := _column_fault(name, dataset.features[name]))}
+    names = [name for name in dataset.column_names if name in ("id", "image", *FEATURES, *TEXTS)]
+    unfit = {name: text for name in names if (text := column_fault(name, dataset.features[name]))}
     found.unfit = set(unfit)
     if columns:
-        found.columns += [*unfit.values(), *_faults_together(dataset, names)]
+        found.columns += [*unfit.values(), *faults_together(dataset, names)]
     names = [name for name in names if name not in unfit or name == "id"]
     unique_ids = unique_ids and "id" in names and "id" not in unfit
     data = dataset.select_columns(names).with_format("arrow")
@@ -261,33 +254,3 @@ def _open(image: dict[str, Any]) -> str | tuple[int, int]:
         return open_image(image)[0].size
     except UnreadableImageError as error:
         return str(error)
-
-
-def _column_fault(name: str, there: Any) -> str | None:
-    if name in TEXTS:
-        if kind_of(there) is None:
-            return (
-                f"the column {name!r} holds {there}; a list of messages is needed: [{{'role': ..., 'content': ...}}]"
-            )
-    elif name in _FEATURES and not _fits(there, _FEATURES[name]):
-        return f"the column {name!r} holds {there}; {_FEATURES[name]} is needed"
-    return None
-
-
-def _faults_together(dataset: Dataset, names: list[str]) -> Iterator[str]:
-    kinds = {kind_of(dataset.features[name]) for name in names if name in TEXTS} - {None}
-    if len(kinds) > 1:
-        yield "some columns of messages hold texts as content and others lists of parts; write all of them alike"
-    if "id" not in names:
-        yield "there is no column 'id', by which rows are followed"
-
-
-def _fits(there: Any, wanted: Any) -> bool:
-    """Whether a column can be read as one of the contract; of a mapping, fields may be missing, as in older files."""
-    if isinstance(wanted, List):
-        return isinstance(there, (List, LargeList)) and _fits(there.feature, wanted.feature)
-    if isinstance(wanted, dict):
-        return isinstance(there, dict) and all(name in wanted and _fits(there[name], wanted[name]) for name in there)
-    if isinstance(wanted, Value):
-        return isinstance(there, Value) and there.dtype.removeprefix("large_") == wanted.dtype
-    return isinstance(there, type(wanted))
