@@ -88,7 +88,7 @@ def load_processor(pretrained: str, peft: str | None = None, revision: str | Non
     for source in sources:
         if not Path(source).is_dir() or any(Path(source).glob("*processor_config.json")):
             try:
-                processor = AutoProcessor.from_pretrained(source, revision=revision)
+                processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
             except (OSError, ValueError):
                 if source == sources[-1]:
                     raise
@@ -129,6 +129,7 @@ def load_for_generation(
     pretrained, peft = resolve_adapter(pretrained, peft)
     processor = load_processor(pretrained, peft, revision)
     options = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
+    options["trust_remote_code"] = False  # left out, Transformers would ask on the terminal whether to run the code
     model = AutoModelForImageTextToText.from_pretrained(pretrained, **options)
     if peft:
         from peft import PeftModel

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import AnotherRunError, claim
-from ..generation.images import UnreadableImageError, identity, open_image
 from ..generation.sampling import Failure, Request, candidate_seed
+from ..images import UnreadableImageError, identity, open_image
 from ..prompts import CHAIN_OF_DESCRIPTION_STEPS
 from .answers import Answers, read_answer
 from .convert import AnnotationConfig, write_annotations

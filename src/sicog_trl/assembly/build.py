@@ -147,7 +147,9 @@ def _refuse_another_run(folder: Path, settings: dict[str, Any]) -> None:
 
 def _tokenizer(config: AssemblyConfig) -> tuple[PreTrainedTokenizerBase, bool]:
     """Return the tokenizer of the language model, with an image token, a padding token and our chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(config.language_model, revision=config.language_model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        config.language_model, revision=config.language_model_revision, trust_remote_code=False
+    )
     if config.chat_template_path:
         tokenizer.chat_template = Path(config.chat_template_path).read_text(encoding="utf-8")
     if not tokenizer.chat_template:
@@ -255,7 +257,12 @@ def _processor(
     vision = model.config.vision_config
     side = {"height": vision.image_size, "width": vision.image_size}
     images = AutoImageProcessor.from_pretrained(
-        config.vision_tower, revision=config.vision_tower_revision, size=side, crop_size=side, do_center_crop=False
+        config.vision_tower,
+        revision=config.vision_tower_revision,
+        trust_remote_code=False,
+        size=side,
+        crop_size=side,
+        do_center_crop=False,
     )
     strategy = model.config.vision_feature_select_strategy
     return LlavaProcessor(

@@ -29,7 +29,7 @@ def tower_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     Raises:
         `ValueError`: if there is none that sees squares of one size.
     """
-    found = AutoConfig.from_pretrained(name, revision=revision)
+    found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     vision = getattr(found, "vision_config", found)
     if not all(isinstance(getattr(vision, key, None), int) for key in ("image_size", "patch_size", "hidden_size")):
         raise ValueError(
@@ -41,7 +41,7 @@ def tower_config(name: str, revision: str | None = None) -> PreTrainedConfig:
 
 def check_decoder(name: str, revision: str | None = None) -> None:
     """Refuse what is not a decoder of text: an encoder, a vision-language model."""
-    found = AutoConfig.from_pretrained(name, revision=revision)
+    found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     named = (found.architectures or ["nothing"])[0]
     decoder = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(found), None)
     if decoder is None or named != decoder.__name__ or hasattr(found, "vision_config"):
@@ -63,7 +63,7 @@ def load_tower(name: str, revision: str | None, dtype: str) -> PreTrainedModel:
 def load_decoder(name: str, revision: str | None, dtype: str) -> PreTrainedModel:
     """Load a language model with its head."""
     decoder, found = AutoModelForCausalLM.from_pretrained(
-        name, revision=revision, dtype=dtype, output_loading_info=True
+        name, revision=revision, dtype=dtype, output_loading_info=True, trust_remote_code=False
     )
     if getattr(decoder.get_output_embeddings(), "bias", None) is not None:
         raise ValueError(
@@ -98,7 +98,7 @@ def projector_weights(
     Raises:
         `ValueError`: if it was trained for other features or other sizes.
     """
-    aligned = AutoConfig.from_pretrained(name, revision=revision)
+    aligned = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     for key in ("vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act"):
         there, here = getattr(aligned, key, None), getattr(config, key)
         if there != here:

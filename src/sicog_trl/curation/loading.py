@@ -1,10 +1,8 @@
 """Candidates of one or several artefacts as one dataset, in which every row is named once."""
 
-from collections import Counter
-
 from datasets import Dataset, Features, concatenate_datasets
 
-from ..data import CANDIDATES_FEATURES, load
+from ..data import CANDIDATES_FEATURES, load, repeated_id
 
 
 def load_candidates(names: list[str], config: str | None = None, split: str = "candidates") -> Dataset:
@@ -24,16 +22,17 @@ def load_candidates(names: list[str], config: str | None = None, split: str = "c
     """
     if not names:
         raise ValueError("dataset_name is empty: name at least one folder or Hub id of candidates")
-    parts, home = [], {}
+    parts = []
     for name in names:
         part = load(name, config, split)
         _check_columns(part, name)
-        for row_id in part.select_columns("id")["id"][:]:
-            if home.setdefault(row_id, name) is not name:
-                raise ValueError(
-                    f"the id {row_id!r} stands in {home[row_id]} and in {name}; ids must be unique over all candidates"
-                )
         parts.append(part.select_columns(list(CANDIDATES_FEATURES)))
+    if repeated := repeated_id(parts):
+        row_id, places = repeated
+        raise ValueError(
+            f"the id {row_id!r} stands in {names[places[0]]} and in {names[places[1]]}; ids must be unique over all "
+            "candidates"
+        )
     return parts[0] if len(parts) == 1 else concatenate_datasets([_with_all_fields(part) for part in parts])
 
 
@@ -58,6 +57,6 @@ def check(candidates: Dataset) -> None:
     _check_columns(candidates, "the candidates")
     if not len(candidates):
         raise ValueError("the candidates have no rows; there is nothing to curate")
-    ids = Counter(candidates.select_columns("id")["id"][:])
-    if twice := [row_id for row_id, count in ids.items() if count > 1]:
-        raise ValueError(f"the id {twice[0]!r} stands in {ids[twice[0]]} rows of the candidates; ids must be unique")
+    if repeated := repeated_id([candidates]):
+        row_id, places = repeated
+        raise ValueError(f"the id {row_id!r} stands in {len(places)} rows of the candidates; ids must be unique")

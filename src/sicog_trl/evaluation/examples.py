@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 
 from ..files import write_text
+from ..images import open_image
 from .comparison import Sample, pair, read_samples
 
 
@@ -205,8 +206,7 @@ def pictures(images: Sequence[Image.Image | dict[str, Any]] | None) -> Found:
 def thumbnail(image: Image.Image | dict[str, Any]) -> str:
     """Return a small copy as a data URI: PNG or JPEG, whichever is smaller."""
     if isinstance(image, dict):
-        with Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"]) as opened:
-            picture = opened.convert("RGB")
+        picture, _ = open_image(image)
     else:
         picture = image.convert("RGB")
     picture.thumbnail((MAX_SIDE, MAX_SIDE))

@@ -9,11 +9,11 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from ..corruption import damage
+from ..images import UnreadableImageError, open_image
 from ..prompts import prompt_for
 from ..views import light_view
 from .candidates import CandidateConfig, Counts
 from .columns import is_question
-from .images import UnreadableImageError, open_image
 from .sampling import Request, candidate_seed, open_pixels
 
 

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data import IMAGES_FEATURES
+from ..data import IMAGES_FEATURES, batches, repeated_rows
+from ..images import identity
 from .columns import as_images, as_text, from_json, image_columns, is_question, join, json_keys
-from .images import identity
 
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 _BATCH_BYTES = 64 << 20  # ours: bounds what is held at once while planning, whatever the size of an image
 _GATHERED_BYTES = 256 << 20
 NO_ROWS = "the input has no rows; there is nothing to generate for"
-_BATCH_ROWS = 4096
 _HASHING_THREADS = 8  # ours: files on a network drive answer slowly, but many at once
 
 
@@ -85,7 +84,7 @@ class ImageRows:
         """Leave out the rows of the other task; only questions are read."""
         kept, asking = [], task == "reasoning"
         names = [name for name in ("question", "json") if name in self._data.column_names]
-        for start, raw in self._batches(self._data.select_columns(names or self._data.column_names)):
+        for start, raw in batches(self._data.select_columns(names or self._data.column_names), _BATCH_BYTES):
             questions = self._text(raw, "question").to_pylist()
             kept += [number for number, text in enumerate(questions, start) if is_question(text) == asking]
         logger.info("%s of %s rows are of the task %s", f"{len(kept):,}", f"{self._total:,}", task)
@@ -111,7 +110,7 @@ class ImageRows:
         self._refuse_duplicates()
         digests, digest = [], hashlib.sha256()
         with tqdm(total=len(self), desc="plan", unit="row", delay=5) as progress:
-            for start, raw in self._batches(self._data):
+            for start, raw in batches(self._data, _BATCH_BYTES):
                 for number, entry in enumerate(_entries(self._convert(raw, start)), start):
                     if number and number % rows_per_shard == 0:
                         digests.append(digest.hexdigest()[:16])
@@ -128,35 +127,16 @@ class ImageRows:
             digest.update(entry)
         return digest.hexdigest()[:16]
 
-    def _batches(self, data: Dataset) -> Iterator[tuple[int, pa.Table]]:
-        """Yield row ranges of at most `_BATCH_BYTES`; a slice is no copy, so that trying one costs nothing."""
-        start, size = 0, 256
-        while start < len(data):
-            raw = data[start : start + size]
-            while raw.nbytes > _BATCH_BYTES and len(raw) > 1:
-                size = max(1, len(raw) // 2)
-                raw = data[start : start + size]
-            yield start, raw
-            start += len(raw)
-            size = min(2 * size, _BATCH_ROWS)
-
     def _refuse_duplicates(self) -> None:
         if not self._ids:
             return
-        hashes = np.empty(len(self), dtype=np.int64)
         data = self._data.select_columns(self._ids)
-        for start, raw in self._batches(data):
-            ids = self._row_ids(raw, start).to_pylist()
-            hashes[start : start + len(ids)] = np.fromiter(map(hash, ids), np.int64, len(ids))
-        for number in _again(hashes):
-            row_id = self._row_id(data, number)
-            # Equal hashes are a sign, equal ids the proof.
-            if any(self._row_id(data, other) == row_id for other in np.flatnonzero(hashes[:number] == hashes[number])):
-                number = self._numbers_of(number, 1)[0]
-                raise ValueError(f"row {number}: the id {row_id!r} was used before; ids must be unique")
-
-    def _row_id(self, data: Dataset, number: int) -> str:
-        return self._row_ids(data[int(number) : int(number) + 1], number)[0].as_py()
+        repeated = repeated_rows(
+            lambda: (self._row_ids(raw, start).to_pylist() for start, raw in batches(data, _BATCH_BYTES))
+        )
+        for row_id, (_, second, *_) in repeated.items():
+            number = self._numbers_of(second, 1)[0]
+            raise ValueError(f"row {number}: the id {row_id!r} was used before; ids must be unique")
 
     def _row_ids(self, raw: pa.Table | pa.RecordBatch, start: int) -> pa.Array | pa.ChunkedArray:
         if not self._ids:
@@ -206,15 +186,6 @@ class ImageRows:
         mask = None if valid is None or valid.all() else pa.array(~valid)
         images = pa.ListArray.from_arrays(offsets, values, type=schema.field("images").type, mask=mask)
         return pa.RecordBatch.from_arrays([self._row_ids(batch, start), images, *texts.values()], schema=schema)
-
-
-def _again(hashes: np.ndarray) -> np.ndarray:
-    """Return where a number stands that stood before, in order; memory is 16 bytes per number if there is none."""
-    ordered = np.sort(hashes)
-    if not (ordered[1:] == ordered[:-1]).any():
-        return np.empty(0, dtype=np.int64)
-    order = np.argsort(hashes, kind="stable")
-    return np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]])
 
 
 def _entries(table: pa.Table) -> Iterator[bytes]:

@@ -1,24 +1,22 @@
 """Where images come from: artefacts, the Hub, Parquet, WebDataset tars, folders of images; nothing is decoded."""
 
 import glob
-import json
 import logging
 import os
 import re
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image, Json, Value, load_dataset
+from datasets import Dataset, Features, Value, load_dataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..data import load
 from ..files import is_local, missing_folder
 from .columns import image_columns
 from .inputs import NO_ROWS
+from .tars import load_tars
 
 
 logger = logging.getLogger(__name__)
@@ -114,57 +112,18 @@ def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
 
 
 def _load_files(kind: str, files: list[Path]) -> Dataset:
-    # WebDataset's builder guesses the fields from five samples and loses, in silence, what only later samples have.
-    builder, features = ("parquet", None) if kind == "Parquet" else ("webdataset", _tar_features(files))
+    if kind == "tar":
+        return load_tars(files)
     try:
         # Parquet's builder fails at a file without rows.
-        filled = [file for file in files if kind == "tar" or pq.read_metadata(file).num_rows]
+        filled = [file for file in files if pq.read_metadata(file).num_rows]
         if not filled:
             raise ValueError(NO_ROWS)
         data_files = {"train": [glob.escape(os.path.abspath(file)) for file in filled]}
-        return load_dataset(builder, data_files=data_files, features=features, split="train")
+        return load_dataset("parquet", data_files=data_files, split="train")
     except Exception as error:
-        if kind == "tar":
-            _find_damaged_json(files)
         where = files[0] if len(files) == 1 else f"{len(files)} files, the first is {files[0]},"
-        raise ValueError(f"cannot read {where} as {builder}: {error.__cause__ or error}") from error
-
-
-def _tar_samples(file: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str]]:
-    """Yield the members of a tar that belong to a sample, and their field: all that follows the first dot."""
-    try:
-        with tarfile.open(file) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # it would keep all of them
-                stem, _, field = os.path.basename(member.name).partition(".")
-                if member.isfile() and stem and field and not stem.startswith("__"):
-                    yield tar, member, field
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is damaged or no tar file: {error}; make it again") from error
-
-
-def _tar_features(files: list[Path]) -> Features:
-    fields = dict.fromkeys(field for file in files for _, _, field in _tar_samples(file))
-    # `10.jpg` follows `9.jpg`; what has no number stays in the order of the archive.
-    ordered = sorted(fields, key=lambda field: int(field.split(".")[0]) if field.split(".")[0].isdecimal() else -1)
-    images = [field for field in ordered if _SUFFIXES.get("." + field.split(".")[-1].lower()) == "image"]
-    texts = [field for field in ordered if field == "json"]
-    if not images and not texts:
-        raise ValueError(f"{files[0]} holds no samples with an image or a json; its fields: {', '.join(fields)}")
-    if ignored := [field for field in fields if field not in images + texts]:
-        logger.warning("%s: the fields %s are not used", files[0].parent, ", ".join(ignored))
-    kinds = {field: Image() for field in images} | {field: Json() for field in texts}
-    return Features({"__key__": Value("string"), **kinds})
-
-
-def _find_damaged_json(files: list[Path]) -> None:
-    for file in files:
-        for tar, member, field in _tar_samples(file):
-            try:
-                if field.split(".")[-1].lower() == "json":
-                    json.loads(tar.extractfile(member).read())
-            except ValueError as error:
-                raise ValueError(f"{file}: {member.name} is no JSON: {error}") from error
+        raise ValueError(f"cannot read {where} as parquet: {error.__cause__ or error}") from error
 
 
 def _load_folder(folder: Path, found: dict[str, list[str]], split: str) -> Dataset:

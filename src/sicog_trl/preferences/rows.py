@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..data import CANDIDATES_FEATURES
+from ..data import CANDIDATES_FEATURES, repeated_id
 
 
 BATCH = 256  # rows, with their images
@@ -64,19 +64,14 @@ Batches = Iterator[tuple[pa.ChunkedArray, list[PairRow]]]  # images of the rows,
 
 def check(datasets: Sequence[Dataset], columns: Sequence[str], what: str) -> None:
     """Refuse inputs without rows, that lack a column, or that name a row twice."""
-    seen: set[str] = set()
     for dataset in datasets:
         if missing := [name for name in columns if name not in dataset.column_names]:
             raise ValueError(f"the {what} rows have no column {missing[0]!r}; they have {dataset.column_names}")
-        for batch in dataset.select_columns("id").with_format("arrow").iter(10_000):
-            for row_id in batch["id"].to_pylist():
-                if row_id in seen:
-                    raise ValueError(
-                        f"the id {row_id!r} stands in more than one of the {what} rows; ids must be unique over all "
-                        "inputs"
-                    )
-                seen.add(row_id)
-    if not seen:
+    if repeated := repeated_id(datasets):
+        raise ValueError(
+            f"the id {repeated[0]!r} stands in more than one of the {what} rows; ids must be unique over all inputs"
+        )
+    if not any(map(len, datasets)):
         raise ValueError(f"there are no {what} rows; run the stage that makes them, or name another split")
 
 

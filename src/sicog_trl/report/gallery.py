@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, List
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
-from ..data import load
+from ..data import load, splits
+from ..images import UnreadableImageError, open_image
 from .line import rounds_of
 from .sections import number, verb
 
@@ -62,10 +61,6 @@ def gallery(run_dir: Path, stages: list[dict]) -> dict[str, Any]:
     return {"round": None, "kept": [], "dropped": []}
 
 
-def _splits(folder: Path) -> list[str]:
-    return sorted({file.name.rsplit("-of-", 1)[0].rsplit("-", 1)[0] for file in folder.glob("data/*-of-*.parquet")})
-
-
 def _row(rows: Dataset, index: int) -> dict:
     # Undecoded: one broken image must not take the page down.
     return rows.select([index]).cast_column("images", List(Image(decode=False)))[0]
@@ -73,7 +68,7 @@ def _row(rows: Dataset, index: int) -> dict:
 
 def _spread(folders: list[Path], split: str, columns: list[str], count: int) -> list[dict]:
     """Return `count` rows at equal distances, from each value of `columns` in turn."""
-    sources = [load(str(folder), split=split) for folder in folders if split in _splits(folder)]
+    sources = [load(str(folder), split=split) for folder in folders if split in splits(folder)]
     groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for source, rows in enumerate(sources):
         values = rows.select_columns(columns)[:]
@@ -96,7 +91,7 @@ def _scores(folders: list[Path]) -> dict[tuple[str, str], dict]:
 def _candidates(folders: list[Path]) -> dict[tuple[str, str], tuple[Dataset, int]]:
     places = {}
     for folder in folders:
-        for split in _splits(folder):
+        for split in splits(folder):
             rows = load(str(folder), split=split)
             keys = rows.select_columns(["id", "task"])[:]
             places.update({key: (rows, i) for i, key in enumerate(zip(keys["id"], keys["task"], strict=True))})
@@ -162,12 +157,9 @@ def _grouped(candidates: list[dict], scores: list[float | None], winner: int) ->
 
 def data_uri(image: dict | None) -> str | None:
     """Return the image as PNG in a data URI, re-encoded so that nothing but pixels arrives; `None` if unreadable."""
-    if not image or not (image.get("bytes") or image.get("path")):
-        return None
     try:
-        with PILImage.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"]) as opened:
-            picture = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError):
+        picture, _ = open_image(image)
+    except UnreadableImageError:
         return None
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()

@@ -1,6 +1,5 @@
 """What a model trains on, checked before anything is loaded."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.compute as pc
@@ -9,12 +8,12 @@ from datasets import Dataset, Image, List, Value
 from trl import DPOConfig, ScriptArguments, SFTConfig
 
 from ..checkpoints import load_processor, placeholders
-from ..data import MixtureConfig, load, load_mixture, split_files
+from ..data import MixtureConfig, label_of, load, load_mixture, split_files, validate
+from ..data.rows import TEXTS
 from ..files import is_local
 from ..provenance import hash_files
 
 
-TEXTS = ("messages", "prompt", "completion", "chosen", "rejected")
 COLUMNS = {"sft": ({"prompt", "completion"}, {"messages"}), "dpo": ({"prompt", "chosen", "rejected"},)}
 
 
@@ -110,51 +109,28 @@ def refuse_image_loss(args: SFTConfig | DPOConfig, dataset: Dataset) -> None:
         )
 
 
-def check_texts(dataset: Dataset, model_name_or_path: str, revision: str | None = None) -> None:
+def check_rows(dataset: Dataset, model_name_or_path: str, revision: str | None = None) -> None:
     """
-    Refuse rows without a text, and texts that hold what the processor takes for an image.
+    Refuse rows that cannot be trained on, before anything is loaded: see [`~sicog_trl.data.validate`].
 
-    TRL places one such placeholder for each image of the row.
+    Ids may repeat, as they do in a mixture that goes through a source twice.
 
     Args:
         dataset (`datasets.Dataset`):
-            Its text columns are read, no image is decoded.
+            No image of it is decoded, and none is fetched.
         model_name_or_path (`str`):
-            Whose processor will read them.
+            Whose processor will read them: no text may hold what it takes for an image.
         revision (`str`, *optional*):
             Revision of a Hub model.
     """
     tokens = placeholders(load_processor(model_name_or_path, revision=revision))
-    names = [name for name in TEXTS if name in dataset.column_names]
-    for number, row in enumerate(dataset.select_columns(names)):
-        for name, messages in row.items():
-            if not messages or any(message["content"] is None for message in messages):
-                label = row_label(dataset, number)
-                raise ValueError(f"{label}: there is no text in the column {name}; leave out that row")
-            for text in texts_of(messages):
-                if token := next((token for token in tokens if token in text), None):
-                    raise ValueError(
-                        f"{row_label(dataset, number)}: the column {name} holds {token!r}: {text[:80]!r}; take "
-                        "it out, one is placed for each image of the row"
-                    )
-
-
-def texts_of(messages: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the texts of messages, whose content is one text or, as TRL allows too, a list of texts and images."""
-    for message in messages:
-        content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
-        yield from filter(None, parts)
+    validate(dataset, tokens, unique_ids=False, columns=False).refuse("the dataset")
 
 
 def row_label(dataset: Dataset, number: int) -> str:
-    """Return how to find a row again: its number, and its id or else the beginning of its texts."""
+    """Return how to find a row again, see [`~sicog_trl.data.label_of`]."""
     names = [name for name in ("id", *TEXTS) if name in dataset.column_names]
-    row = dataset.select_columns(names)[number]
-    if "id" in row:
-        return f"row {number} (id {row['id']!r})"
-    texts = (messages[-1]["content"] for messages in row.values() if messages)
-    return f"row {number} ({', '.join(repr(str(text)[:40]) for text in texts)})"
+    return label_of(number, dataset.select_columns(names)[number])
 
 
 def read_row(dataset: Dataset, number: int, labels: Dataset | None = None) -> dict[str, Any]:
@@ -171,7 +147,8 @@ def read_row(dataset: Dataset, number: int, labels: Dataset | None = None) -> di
     """
     try:
         return _listed(dataset[number])
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises, depending on what is broken
+    # Decoders meet hostile bytes with whatever they stumble over, and an image that is too large has its own error.
+    except Exception as error:
         raise ValueError(
             f"{row_label(dataset if labels is None else labels, number)} of the dataset cannot be read: "
             f"{type(error).__name__}: {error}. Repair or leave out that row"
@@ -201,5 +178,5 @@ class NamedRows(torch.utils.data.Dataset):
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
         try:
             return [_listed(row) for row in self.dataset.__getitems__(numbers)]
-        except (OSError, SyntaxError, ValueError):
+        except Exception:
             return [self[number] for number in numbers]  # one of them says which

@@ -13,8 +13,11 @@ from PIL.ExifTags import Base
 from transformers import ProcessorMixin
 from trl import apply_chat_template
 from trl.data_utils import is_conversational, prepare_multimodal_messages
+from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from .data import TEXTS, read_row, row_label
+from ..data.rows import TEXTS
+from .data import read_row, row_label
 
 
 _BATCH = 64  # rows
@@ -40,15 +43,40 @@ def preview(trainer: Any) -> str:
     # the model first: the processor of Gemma 3 names the mark in the text, for which many other tokens are put in
     processor = trainer.processing_class
     image_token = getattr(trainer.model.config, "image_token_id", None) or getattr(processor, "image_token_id", None)
+    lines = []
+    for ids, loss, shown in _sides(batch, processor, image_token):
+        lines += [*shown, *_never_ends(trainer, {token for token, counts in zip(ids, loss, strict=True) if counts})]
+    return "\n".join([*lines, _cuts(trainer)])
+
+
+def show_row(row: dict[str, Any], processor: ProcessorMixin) -> str:
+    """
+    Show a row of training data as TRL makes it for a model.
+
+    Args:
+        row (`dict[str, Any]`):
+            `images`, decoded, and `messages`, or `prompt` with `completion` or with `chosen` and `rejected`.
+        processor (`ProcessorMixin`):
+            Of the model.
+    """
+    if "chosen" in row:
+        collator = DataCollatorForVisionPreference(processor)
+    else:
+        collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss="completion" in row)
+    image_token = getattr(processor, "image_token_id", None)
+    return "\n".join(line for *_, shown in _sides(collator([row]), processor, image_token) for line in shown)
+
+
+def _sides(
+    batch: dict[str, Any], processor: ProcessorMixin, image_token: int | None
+) -> Iterator[tuple[list[int], list[bool], list[str]]]:
+    """Yield the tokens of each side of a row, which of them carry loss, and both for a person."""
     learned = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
     names = ("chosen", "rejected") if len(learned) == 2 else ("example",)
-    lines = []
     for name, ids, seen, loss in zip(names, batch["input_ids"], batch["attention_mask"], learned, strict=True):
         ids, loss = ids[seen == 1].tolist(), loss[seen == 1].tolist()
-        lines += [f"{name}:", _marked(processor.tokenizer, ids, loss, image_token)]
-        lines.append(f"[{len(ids)} tokens, {ids.count(image_token)} of images, {sum(loss)} with loss, in ⟦ ⟧]")
-        lines += _never_ends(trainer, {token for token, counts in zip(ids, loss, strict=True) if counts})
-    return "\n".join([*lines, _cuts(trainer)])
+        counts = f"[{len(ids)} tokens, {ids.count(image_token)} of images, {sum(loss)} with loss, in ⟦ ⟧]"
+        yield ids, loss, [f"{name}:", _marked(processor.tokenizer, ids, loss, image_token), counts]
 
 
 def _never_ends(trainer: Any, learned: set[int]) -> list[str]:
@@ -152,7 +180,7 @@ def _sizes(dataset: Dataset, row: int, images: list[dict | str] | None) -> list[
             with PIL.Image.open(place if content is None else BytesIO(content)) as picture:
                 width, height = picture.size
                 turned = picture.getexif().get(Base.Orientation, 1) >= 5
-        except (OSError, SyntaxError, TypeError, ValueError) as error:  # whatever is broken
+        except Exception as error:  # decoders meet hostile bytes with whatever they stumble over
             raise ValueError(f"{row_label(dataset, row)}: an image cannot be read: {error}") from error
         sizes.append((width, height) if turned else (height, width))
     return sizes

@@ -18,11 +18,13 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl import DPOConfig, DPOTrainer, ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from ..checkpoints import resolve_adapter
+from ..data import texts_of
+from ..data.rows import TEXTS
 from ..files import write_json
 from ..provenance import versions
 from .adapters import load_adapter, quantization
 from .collators import ImageInEveryBatch
-from .data import TEXTS, NamedRows, check_texts, has_images, read_row, refuse_image_loss, texts_of
+from .data import NamedRows, check_rows, has_images, read_row, refuse_image_loss
 from .freezing import parts_table
 from .preview import preview
 from .resume import ResumeFix, claim_folder, last_checkpoint, refuse_other_settings
@@ -161,7 +163,7 @@ def trainer_inputs(
     """
     refuse_image_loss(args, train_dataset)
     for dataset in filter(None, (train_dataset, eval_dataset)):
-        check_texts(dataset, model_args.model_name_or_path, model_args.model_revision)
+        check_rows(dataset, model_args.model_name_or_path, model_args.model_revision)
         read_row(dataset, 0)  # TRL does, without a name for the row
     start = {"quantization_config": quantization(model_args)}
     init = {
@@ -172,6 +174,7 @@ def trainer_inputs(
     }
     if resolve_adapter(model_args.model_name_or_path)[1]:
         set_seed(args.seed)
+        init = {"trust_remote_code": args.trust_remote_code, **init}  # left out, it would ask on the terminal
         alone = args.distributed_state.distributed_type not in ("MULTI_GPU", "DEEPSPEED")
         start = load_adapter(model_args, {**init, **{k: v for k, v in start.items() if v}}, device_map=alone)
     else:

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 
 MAX_IMAGE_PIXELS = 178_956_970  # where Pillow itself, left alone, takes an image for a decompression bomb
 _TOO_LARGE = f"more than {MAX_IMAGE_PIXELS:,} pixels are not decoded; scale the image down"
+# An EPS is a program for Ghostscript. Pillow would run it wherever an image is decoded, in training by `datasets` too.
+EpsImagePlugin.gs_binary = False
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 

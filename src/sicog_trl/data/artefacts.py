@@ -1,0 +1,155 @@
+"""How an artefact is written and read."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, load_dataset
+from datasets import config as hf
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from ..files import is_local, missing_folder, replacing, write_text
+from .rows import batches, image_column
+
+
+def load(name: str, config: str | None = None, split: str = "train", revision: str | None = None) -> Dataset:
+    """
+    Load one split of an artefact.
+
+    Args:
+        name (`str`):
+            Folder of Parquet files or Hub id.
+        config (`str`, *optional*):
+            Configuration of a Hub dataset, or sub-folder of a local one.
+        split (`str`, *optional*, defaults to `"train"`):
+            Name of the split.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a Hub dataset.
+
+    Returns:
+        `datasets.Dataset`: the rows; images are decoded only when they are read.
+
+    Raises:
+        `ValueError`: if a file is damaged, or a Hub dataset names images of this machine.
+    """
+    if not is_local(name):
+        dataset = load_dataset(name, config, split=split, revision=revision)
+        _refuse_local_images(dataset, name)
+        return dataset
+    files = split_files(name, config, split)
+    if not sum(map(_num_rows, files)):
+        # `load_dataset` takes a split without rows for a split that is not there
+        features = Features.from_arrow_schema(pq.read_schema(files[0]))
+        return Dataset.from_dict({column: [] for column in features}, features=features)
+    return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+
+
+def _num_rows(file: Path) -> int:
+    try:
+        return pq.read_metadata(file).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is damaged or no Parquet file: {error}; make it again") from error
+
+
+def _refuse_local_images(dataset: Dataset, name: str) -> None:
+    """Refuse a Hub dataset that names files of this machine: they would be shown, and published with what is made."""
+    if (column := image_column(dataset)) is None:
+        return
+    caches = [Path(each).resolve() for each in (hf.HF_CACHE_HOME, hf.HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    for _, raw in batches(dataset.select_columns(column).with_format("arrow")):
+        for chunk in raw[column].chunks:
+            flat = chunk if pa.types.is_struct(chunk.type) else chunk.flatten()
+            by_path = pc.struct_field(flat, "path").filter(pc.is_null(pc.struct_field(flat, "bytes")))
+            for path in filter(os.path.isfile, by_path.drop_null().to_pylist()):
+                if not any(Path(path).resolve().is_relative_to(cache) for cache in caches):
+                    raise ValueError(f"{name} names {path!r} as an image: a file of this machine, not of the dataset")
+
+
+def split_files(name: str | Path, config: str | None, split: str) -> list[Path]:
+    """Return the Parquet files of a split of a local artefact folder; that one is missing is an error."""
+    folder = Path(name, config) if config else Path(name)
+    if not folder.is_dir():
+        raise missing_folder("dataset", folder)
+    files = sorted((folder / "data").glob(f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"))
+    if not files:
+        found = ", ".join(splits(folder)) or "nothing"
+        raise FileNotFoundError(f"{folder} has no split {split!r}; it has: {found}")
+    of = {int(file.stem.rsplit("-of-", 1)[1]) for file in files}
+    if of != {len(files)}:
+        raise FileNotFoundError(
+            f"{folder}: {len(files)} of {' or '.join(map(str, sorted(of)))} files of split {split!r} are there; "
+            "run the stage that writes it again"
+        )
+    return files
+
+
+def splits(name: str | Path, config: str | None = None) -> list[str]:
+    """Return the splits of a local artefact folder."""
+    folder = Path(name, config) if config else Path(name)
+    if not folder.is_dir():
+        raise missing_folder("dataset", folder)
+    return sorted({file.name.rsplit("-of-", 1)[0].rsplit("-", 1)[0] for file in folder.glob("data/*-of-*.parquet")})
+
+
+def save(dataset: Dataset, output_dir: str | Path, split: str) -> Path:
+    """Write `dataset` as the split `split` of the artefact folder `output_dir`, in one step or not at all."""
+    schema = dataset.features.arrow_schema
+    with writing(output_dir, split, schema) as writer:
+        for batch in dataset.with_format("arrow").iter(1000):
+            writer.write_table(batch.cast(schema))
+    return split_file(output_dir, split)
+
+
+def split_file(output_dir: str | Path, split: str) -> Path:
+    """Return the file of a split that is written whole, as one file."""
+    return Path(output_dir, "data", f"{split}-00000-of-00001.parquet")
+
+
+@contextmanager
+def writing(output_dir: str | Path, split: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a split batch by batch; it appears under its name only when the block ends without an error."""
+    with replacing(split_file(output_dir, split)) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        yield writer
+
+
+def num_rows(name: str | Path, split: str) -> int:
+    """Return the number of rows of a split of a local artefact folder, from the Parquet footers alone."""
+    return sum(pq.read_metadata(file).num_rows for file in Path(name, "data").glob(f"{split}-*-of-*.parquet"))
+
+
+def write_card(output_dir: str | Path, splits: Sequence[str]) -> None:
+    """
+    Write the `README.md` that lets `datasets.load_dataset(output_dir, <split>, split=<split>)` find the splits; the
+    first one needs no name.
+
+    Each split is a configuration of its own, because `load_dataset` wants one set of columns in all splits of one. One
+    without rows cannot be loaded that way, so the card does not promise it. `datasets` knows a folder with a card by
+    its last name and what the card says, not by its files: without a hash in the description `runs/b/curate` would be
+    read from the cache of `runs/a/curate`.
+    """
+    counts = {split: num_rows(output_dir, split) for split in splits}
+    lines = ["---", "configs:"] if any(counts.values()) else ["---"]
+    for split, count in counts.items():
+        if count:
+            lines += [f"- config_name: {split}", *["  default: true"] * (split == splits[0])]
+            lines += [f"  description: sha256:{_digest(output_dir, split)}"]
+            lines += [f"  data_files: [{{split: {split}, path: data/{split}-*}}]"]
+    lines += ["---", "", *[f"- {count} rows in `{split}`" for split, count in counts.items()]]
+    write_text(Path(output_dir, "README.md"), "\n".join(lines) + "\n")
+
+
+def _digest(output_dir: str | Path, split: str) -> str:
+    """Return a hash of the settings of an artefact, which name its input, and of the footer of a split."""
+    settings = Path(output_dir, "settings.json")
+    digest = hashlib.sha256(settings.read_bytes() if settings.exists() else b"")
+    with open(split_file(output_dir, split), "rb") as file:
+        file.seek(-8, 2)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, 2)
+        digest.update(file.read(length))
+    return digest.hexdigest()
