@@ -116,7 +116,8 @@ def test_other_prompts_than_ours_are_told_verbatim(tmp_path, offline):
 
 
 def test_long_texts_of_sample_rows_are_cut_and_it_is_said(tmp_path, offline):
-    artefacts = [{"path": annotated(tmp_path / "run", "word " * 1_000)}]
+    artefacts = [{"path": annotated(tmp_path / "run", "word " * 1_000, prompt="long " * 100_000)}]
+    write_json(tmp_path / "run" / "settings.json", {"strategy": "x" * 100_000})
     text = card(settings(tmp_path, artefacts=artefacts, dry_run=True), tmp_path / "push")
     assert "[4,400 more characters]" in text and len(text) < 20_000
 

@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from markupsafe import Markup
 
 from ..report import aligned_table, flat, markdown_environment, read_json
-from .counts import Counts, wording
+from .counts import Counts, cut, wording
 from .licences import LICENSES
 
 
@@ -23,6 +24,7 @@ _UNTOLD = re.compile(r"(^|_)(base_url|api_key|token|cache|output_dir|source|dige
 # Of the summary of a run.
 _TOLD = ("sampler", "rows", "rows_in", "kept", "dropped", "failed_by_reason", "score_needed", "mean_consistency")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}")
+_REASONS = 30
 _TAGS = ["synthetic", "self-generated", "vision-language", "sicog-trl"]
 
 
@@ -127,7 +129,7 @@ def _info(name: str, counts: Counts, size: int) -> DatasetInfo:
 def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
     """Return what the template shows."""
     first = next(iter(counts))
-    reasons = {name: one.columns["reason"].most_common() for name, one in counts.items() if one.columns["reason"]}
+    reasons = {name: _most(one.columns["reason"] or one.columns["error"]) for name, one in counts.items()}
     rows = [[name, ", ".join(one.features), f"{one.num_rows:,}"] for name, one in counts.items()]
     folders: dict[str, list[str]] = {}
     for name, folder in about["folders"].items():
@@ -141,11 +143,18 @@ def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
         "rows_table": Markup(aligned_table(["configuration and split", "columns", "rows"], _plain(rows), left=2)),
         "prompts": [(mode, wording(mode), _others(mode, counts)) for mode in modes],
         "told": [(" and ".join(names), made) for folder, names in folders.items() if (made := told(folder))],
-        "reasons": {name: sorted(found, key=lambda item: (-item[1], item[0])) for name, found in reasons.items()},
+        "reasons": {name: found for name, found in reasons.items() if found},
         "histograms": [(name, _bars(one.histogram())) for name, one in counts.items() if one.histogram()],
         "lengths": Markup(_lengths(counts)),
         "samples": counts[first].sample_texts(),
     }
+
+
+def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return reasons by how often they were given, those beyond the first few together."""
+    found = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(rows for _, rows in found[_REASONS:])
+    return found[:_REASONS] + ([("others", rest)] if rest else [])
 
 
 def _plain(rows: list[list[str]]) -> list[list[str]]:
@@ -158,7 +167,7 @@ def _others(mode: str, counts: dict[str, Counts]) -> list[tuple[str, int]]:
     for one in counts.values():
         for prompt, used in one.prompts.get(mode, {}).items():
             if prompt != wording(mode):
-                found[prompt] = found.get(prompt, 0) + used
+                found[cut(prompt)] = found.get(cut(prompt), 0) + used
     return sorted(found.items(), key=lambda item: (not item[0], item[0]))
 
 
@@ -183,7 +192,7 @@ def told(folder: str | Path) -> list[tuple[str, str]]:
     summary = read_json(Path(folder, "summary.json"), dict)
     found = {**read_json(Path(folder, "plan.json"), dict), **read_json(Path(folder, "settings.json"), dict)}
     found |= {key: summary[key] for key in _TOLD if key in summary}
-    return flat(_public(found))
+    return flat(cut(_public(found)))
 
 
 def _public(value: Any) -> Any:

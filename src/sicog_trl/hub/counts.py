@@ -15,6 +15,7 @@ from ..prompts import STEPS, prompt_for, task_of
 BINS = 10
 _OTHER_PROMPTS = 5  # shown per mode
 _MOST_CHARACTERS = 600  # of a text in a sample row
+_MOST_OF_A_NAME = 80  # characters of a reason or a mode
 _PICTURES = ("images", "image_references")
 
 
@@ -33,7 +34,7 @@ class Counts:
         self.features = features
         self.num_rows = num_rows
         self.num_bytes = 0
-        self.columns: dict[str, Counter[str]] = {name: Counter() for name in ("task", "mode", "reason", "error")}
+        self.columns: dict[str, Counter[str]] = {name: Counter() for name in ("reason", "error")}
         self.bins: Counter[int] = Counter()
         self.tokens = array("q")
         self.words = array("q")
@@ -50,7 +51,7 @@ class Counts:
         for row in texts:
             for name, counter in self.columns.items():
                 if isinstance(value := row.get(name), str):
-                    counter[value.partition(":")[0] if name == "error" else value] += 1
+                    counter[value.partition(":")[0][:_MOST_OF_A_NAME]] += 1
             if isinstance(score := row.get("consistency"), float) and np.isfinite(score):
                 self.bins[min(BINS - 1, max(-1, int(np.floor(score * BINS))))] += 1
             self._texts(row)
@@ -102,7 +103,7 @@ class Counts:
 
     def sample_texts(self) -> list[str]:
         """Return sample rows as JSON, long texts cut and marked as such."""
-        return [json.dumps(_cut(row), ensure_ascii=False, indent=2) for row in self.samples]
+        return [json.dumps(cut(row), ensure_ascii=False, indent=2) for row in self.samples]
 
 
 def wording(mode: str) -> str | None:
@@ -117,9 +118,10 @@ def _statistics(values: np.ndarray) -> list[str]:
     return [f"{len(values):,}", f"{values.mean():.1f}", f"{middle:.0f}", f"{high:.0f}", f"{values.max():,}"]
 
 
-def _cut(value: Any) -> Any:
+def cut(value: Any) -> Any:
+    """Return a value whose long texts are cut, which is said at their ends."""
     if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
         return f"{value[:_MOST_CHARACTERS]} … [{len(value) - _MOST_CHARACTERS:,} more characters]"
     if isinstance(value, dict):
-        return {key: _cut(inner) for key, inner in value.items()}
-    return [_cut(inner) for inner in value] if isinstance(value, list) else value
+        return {key: cut(inner) for key, inner in value.items()}
+    return [cut(inner) for inner in value] if isinstance(value, list) else value
