@@ -86,6 +86,8 @@ class HubServer(ThreadingHTTPServer):
             Method and path of all requests.
         received (`list[str]`):
             SHA-256 of every large file that came whole, as it came.
+        part_size (`int`, *optional*):
+            Files larger than this go up in parts.
         repos (`dict[tuple[str, str], Repo]`):
             By type (`"datasets"`, `"models"`) and id.
     """
@@ -101,6 +103,8 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.received: list[str] = []
         self.large: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        self.part_size: int | None = None
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lock = threading.RLock()
 
@@ -153,6 +157,8 @@ _ROUTES: list[tuple[str, str, str]] = [
     ("POST", rf"{_API}/branch/(?P<revision>[^/]+)", "branch"),
     ("POST", rf"/({_KIND}/)?{_ID}\.git/info/lfs/objects/batch", "batch"),
     ("PUT", r"/large/(?P<oid>[0-9a-f]{64})", "put"),
+    ("PUT", r"/large/(?P<oid>[0-9a-f]{64})/part/(?P<number>\d+)", "part"),
+    ("POST", r"/large/(?P<oid>[0-9a-f]{64})", "complete"),
     ("POST", r"/large/(?P<oid>[0-9a-f]{64})/verify", "verify"),
     ("GET|HEAD", rf"/({_KIND}/)?{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 ]
@@ -297,7 +303,14 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for wanted in json.loads(body)["objects"]:
             place = f"{self.server.endpoint}/large/{wanted['oid']}"
-            actions = {"upload": {"href": place, "header": {}}, "verify": {"href": f"{place}/verify", "header": {}}}
+            size, header = self.server.part_size, {}
+            if size and wanted["size"] > size:
+                numbers = range(1, 1 + -(-wanted["size"] // size))
+                header = {"chunk_size": str(size), **{str(n): f"{place}/part/{n}" for n in numbers}}
+            actions = {
+                "upload": {"href": place, "header": header},
+                "verify": {"href": f"{place}/verify", "header": {}},
+            }
             objects.append(wanted | ({} if wanted["oid"] in self.server.large else {"actions": actions}))
         return 200, {"transfer": "basic", "objects": objects}
 
@@ -307,6 +320,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.large[oid] = body
         self.server.received.append(oid)
         return 200, b"", {"ETag": f'"{oid}"'}
+
+    def on_part(self, body: bytes, oid: str, number: str) -> tuple:
+        self.server.parts[oid, int(number)] = body
+        return 200, b"", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'}
+
+    def on_complete(self, body: bytes, oid: str) -> tuple:
+        numbers = [part["partNumber"] for part in json.loads(body)["parts"]]
+        return self.on_put(b"".join(self.server.parts.pop((oid, number)) for number in numbers), oid)
 
     def on_verify(self, body: bytes, oid: str) -> tuple:
         self._authorize()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_an_upload_that_breaks_changes_nothing_and_the_next_push_sends_only_the_
     assert len(hub.dataset(REPO).commits) == 2 and len(load(REPO, "curated", "curated", revision="round-1")) > 0
 
 
+def test_large_files_go_up_in_parts(hub, run, tmp_path):
+    hub.part_size = 2_000
+    push(settings(run), tmp_path / "push", api(hub))
+    parts = [path for method, path in hub.requests if method == "PUT"]
+    assert len(parts) > 6 and all("/part/" in path for path in parts)
+    assert len(load(REPO, "candidates", "candidates")) == 8
+
+
+def test_what_a_killed_preparation_left_behind_is_not_pushed(hub, run, tmp_path):
+    data = tmp_path / "push" / "data"
+    data.mkdir(parents=True)
+    for name in (".curated.00003", "curated-00001-of-00002.parquet"):
+        (data / name).write_bytes(b"half of a file")
+    push(settings(run), tmp_path / "push", api(hub))
+    assert sorted(file.name for file in data.iterdir()) == [path.split("/")[1] for path in data_files(hub)]
+
+
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, run, tmp_path):
     hub.fault = lambda method, path: "lost" if "/commit/" in path else None
     with pytest.raises(Exception):  # noqa: B017 - whatever the client says of a connection that has gone
@@ -227,25 +245,37 @@ def test_the_token_and_places_of_this_machine_are_told_to_nobody(hub, run, tmp_p
     assert paths[1][0]["path"] == "1.png" and paths[-1][0]["path"] is None
 
 
-def test_the_recipe_pushes_and_plain_clients_pull_by_hf_endpoint(run, tmp_path):
+def test_the_recipe_is_killed_goes_on_and_plain_clients_pull_by_hf_endpoint(run, tmp_path):
     with HubServer() as server:
         config = {key: value for key, value in vars(settings(run, tag="round-1")).items() if value is not None}
         (tmp_path / "push.yaml").write_text(json.dumps({**config, "output_dir": str(tmp_path / "push")}))
         environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
         environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_VERBOSITY": "debug"}
-        pull = "rows = load_dataset('me/digits', 'curated', revision='round-1'); print(len(rows['curated']))"
-        commands = (
-            ["recipes/push.py", "--config", str(tmp_path / "push.yaml")],
-            ["-c", f"from datasets import load_dataset; {pull}"],
-        )
-        outputs = [
-            subprocess.run(
-                [sys.executable, *c], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-            )
-            for c in commands
-        ]
-        assert [output.returncode for output in outputs] == [0, 0], outputs
-        assert "pushed to me/digits (private), tag round-1" in outputs[0].stdout
-        assert int(outputs[1].stdout) == len(load(str(run / "curated"), split="curated"))
-        assert TOKEN not in "".join(output.stdout + output.stderr for output in outputs)
+        started, uploads = [], []
+
+        def start(*command: str) -> subprocess.CompletedProcess:
+            options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen([sys.executable, *command], text=True, **options)
+            started.append(process)
+            output, _ = process.communicate(timeout=300)
+            return subprocess.CompletedProcess(command, process.returncode, output)
+
+        def kill_at_the_second_upload(method: str, path: str) -> str | None:
+            if method == "PUT":
+                uploads.append(path)
+                if len(uploads) == 2:
+                    started[0].kill()
+                    return "cut"
+            return None
+
+        server.fault = kill_at_the_second_upload
+        killed = start("recipes/push.py", "--config", str(tmp_path / "push.yaml"))
+        assert killed.returncode == -signal.SIGKILL and data_files(server) == []
+        pushed = start("recipes/push.py", "--config", str(tmp_path / "push.yaml"))
+        assert pushed.returncode == 0, pushed.stdout
+        assert "pushed to me/digits (private), tag round-1" in pushed.stdout and len(server.received) == 3
+        pull = "rows = load_dataset('me/digits', 'curated', revision='round-1'); print('rows:', len(rows['curated']))"
+        pulled = start("-c", f"from datasets import load_dataset; {pull}")
+        assert f"rows: {len(load(str(run / 'curated'), split='curated'))}" in pulled.stdout
+        assert not any(TOKEN in output.stdout for output in (killed, pushed, pulled))
         assert server.dataset(REPO).private

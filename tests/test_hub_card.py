@@ -251,7 +251,7 @@ def test_a_card_with_other_licences_is_not_contradicted(hub: HubServer, run, tmp
         ("pretty_name: x", "license 'None'"),
         ("license: other", "needs license_name and license_link"),
         ("license: mit\nlanguage: [English]", "language 'English' is no ISO 639 code"),
-        ("license: mit\nconfigs:\n- config_name: a\n  data_files: data/b-*", "matches no file"),
+        ("license: mit\nconfigs:\n- config_name: a\n  data_files: data/b-*", "names data/b-*, which matches no file"),
         ("license: mit\nconfigs:\n- data_files: data/a-*", "cannot be read"),
         ("license: mit\nconfigs:\n- {config_name: a, default: true, data_files: data/a-*}\n"
          "- {config_name: b, default: true, data_files: data/a-*}", "cannot be read"),
@@ -261,3 +261,11 @@ def test_a_card_with_other_licences_is_not_contradicted(hub: HubServer, run, tmp
 def test_wrong_cards_are_found_without_the_hub(metadata, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         validate_card(f"---\n{metadata}\n---\n# A card\n", ["data/a-00000-of-00001.parquet"])
+
+
+@pytest.mark.parametrize("files", ["data/a-*", ["data/a-*", "**/*.parquet"], [{"split": "a", "path": ["data/a-*"]}]])
+def test_right_cards_pass_in_whatever_form_they_name_their_files(files):
+    metadata = yaml.safe_dump(
+        {"license": "mit", "language": "en", "configs": [{"config_name": "a", "data_files": files}]}
+    )
+    assert validate_card(f"---\n{metadata}---\n# A card\n", ["data/a-00000-of-00001.parquet"])["license"] == "mit"

@@ -236,7 +236,7 @@ def validate_card(text: str, files: list[str]) -> DatasetCardData:
     if "other" in licenses and not (data.get("license_name") and data.get("license_link")):
         wrong.append("license `other` needs license_name and license_link")
     for name, entry in configs.items():
-        for source in entry.get("data_files") or []:
+        for source in _listed(entry.get("data_files") or []):
             patterns = _listed(source["path"] if isinstance(source, dict) else source)
             if not any(fnmatch.fnmatch(file, pattern) for file in files for pattern in patterns):
                 wrong.append(f"configuration {name!r} names {', '.join(patterns)}, which matches no file")
