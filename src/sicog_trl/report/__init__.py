@@ -59,7 +59,7 @@ def write_pages(folder: Path, name: str, content: dict[str, Any]) -> Path:
     Returns:
         `Path`: path of the HTML page.
     """
-    for file, environment in ((f"{name}.html", _html_environment()), (f"{name}.md", _markdown_environment())):
+    for file, environment in ((f"{name}.html", _html_environment()), (f"{name}.md", markdown_environment())):
         text = environment.get_template(f"{file}.jinja").render(content).replace("\r\n", "\n").translate(_UNSEEN)
         write_text(folder / file, re.sub(r"\n{3,}", "\n\n", text) if file.endswith(".md") else text)
     return folder / f"{name}.html"
@@ -159,7 +159,8 @@ def _html_environment() -> Environment:
     )
 
 
-def _markdown_environment() -> Environment:
+def markdown_environment() -> Environment:
+    """Return the environment of Markdown templates."""
     # Every expression is escaped unless it is marked as Markdown of our own; a template cannot forget it.
     environment = Environment(
         loader=PackageLoader("sicog_trl"),

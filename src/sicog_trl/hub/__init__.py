@@ -1,0 +1,13 @@
+"""
+Publish the artefacts of a run as one dataset repository of the Hub, with a card that says what they are.
+
+To read one back there is [`sicog_trl.data.load`] or plain `datasets.load_dataset(id, "curated", revision=...)`.
+"""
+
+from .card import validate_card
+from .config import PushConfig
+from .licences import LICENSES
+from .push import overview, push
+
+
+__all__ = ["LICENSES", "PushConfig", "overview", "push", "validate_card"]
