@@ -29,7 +29,9 @@ def read_readme() -> str:
 INSTALL_REQUIRES = [
     "accelerate>=1.13,<2",
     "datasets>=5,<6",
+    "datasketch>=1.10,<2",  # MinHash of texts
     "huggingface_hub>=2,<3",
+    "imagehash>=4.3,<5",  # perceptual hashes of images
     "jinja2>=3.1,<4",
     "numpy>=2,<3",
     "peft>=0.20,<1",

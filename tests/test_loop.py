@@ -102,6 +102,27 @@ def test_candidates_accumulate_from_round_to_round(tmp_path):
     assert "previous" not in fresh and "description_modes" not in fresh
 
 
+def test_the_images_are_decontaminated_once_against_what_the_evaluation_asks(tmp_path):
+    evaluate = {"dataset_name": "$run/test", "suite": "sicog", "tasks": ["pope"]}
+    generate = {"dataset_name": "images", "dataset_train_split": "part", "seed": "$seed"}
+    loop = config(tmp_path, decontaminate={"max_distance": 4}, generate=generate, evaluate=evaluate)
+    names = [stage.name for stage in stages(loop)]
+    assert names.index("stage1") < names.index("decontaminate") == names.index("sicog/round-1/generate") - 1
+    plan = by_name(loop)
+    clean = str(tmp_path / "run/decontaminate")
+    assert plan["decontaminate"].recipe == "decontaminate.py" and plan["decontaminate"].config == {
+        **{"dataset_name": "images", "dataset_split": "part", "max_distance": 4, "output_dir": clean},
+        **{"suite": "sicog", "tasks": ["pope"], "evaluation_dataset_name": f"{tmp_path}/run/test"},
+    }
+    for number in (1, 2):
+        generated = plan[f"sicog/round-{number}/generate"].config
+        assert (generated["dataset_name"], generated["dataset_train_split"]) == (clean, "part")
+    alone = by_name(config(tmp_path, decontaminate={"duplicates": True, "suite": "stic"}))["decontaminate"].config
+    assert alone["suite"] == "stic"
+    unscored = by_name(config(tmp_path, decontaminate={"duplicates": True}, evaluate={}))["decontaminate"].config
+    assert "suite" not in unscored and "decontaminate" not in by_name(config(tmp_path))
+
+
 APART = {"cognition": {}, "perception": {"max_steps": 7}, "reasoning": {"max_steps": 8}}
 
 

@@ -12,7 +12,7 @@ APART = {"perception": "description", "reasoning": "reasoning"}
 STAGE1 = ("sft", "preference")
 _SECTIONS = (
     *("cognition", "perception", "reasoning", "damage", "pair", "preference"),
-    *("generate", "curate", "pretrain", "instruct", "evaluate"),
+    *("decontaminate", "generate", "curate", "pretrain", "instruct", "evaluate"),
 )
 
 
@@ -43,6 +43,10 @@ class LoopConfig:
             (`damage`), they become the rejected sides of pairs (`pair`), and `preference` trains on these.
         damage, pair, preference (`dict`, *optional*):
             Arguments of generate.py, pair.py and dpo.py for that.
+        decontaminate (`dict`, *optional*):
+            Arguments of decontaminate.py, run once before the rounds: the images of `generate` without those that
+            `evaluate` asks about, from which generation then reads. `suite`, `tasks` and `evaluation_dataset_name`
+            are those of `evaluate` unless they are named.
         generate, curate, pretrain (`dict`):
             Arguments of the stages of a round.
         instruct (`dict`, *optional*):
@@ -78,6 +82,7 @@ class LoopConfig:
     perception: dict = field(default_factory=dict, metadata={"help": "Or: for the model that describes, and"})
     reasoning: dict = field(default_factory=dict, metadata={"help": "for the model that reasons."})
     stage1: str = field(default="sft", metadata={"help": "How stage 1 ends.", "choices": STAGE1})
+    decontaminate: dict = field(default_factory=dict, metadata={"help": "Arguments of decontaminate.py."})
     damage: dict = field(default_factory=dict, metadata={"help": "Arguments of generate.py for rejected answers."})
     pair: dict = field(default_factory=dict, metadata={"help": "Arguments of pair.py."})
     preference: dict = field(default_factory=dict, metadata={"help": "Arguments of dpo.py."})

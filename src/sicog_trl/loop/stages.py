@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ..evaluation import EvaluationConfig
 from ..generation import CandidateConfig
 from .config import APART, ARM, CONTROLS, CURATED, LoopConfig
 
@@ -66,6 +67,9 @@ def stages(config: LoopConfig) -> list[Stage]:
         plan += first
         models |= {stage.name: str(stage.folder) for stage in first if stage.recipe in ("sft.py", "dpo.py")}
         writers[APART.get(part)] = str(first[-1].folder)
+    if config.decontaminate:
+        plan.append(_decontamination(config, known))
+        known["clean"] = str(plan[-1].folder)
     for arm in [ARM, *config.controls]:
         rounds = list(_rounds(config, arm, base, writers, known))
         plan += rounds
@@ -78,6 +82,22 @@ def stages(config: LoopConfig) -> list[Stage]:
         if folders[number] in folders[:number]:  # the second one would pass for done
             raise ValueError(f"two stages are called {stage.name!r}; rename that of `prepare`, or name a control once")
     return plan
+
+
+def _decontamination(config: LoopConfig, known: dict[str, Any]) -> Stage:
+    """Return the stage that takes what the evaluation asks about out of the images to generate for."""
+    pool, asked = _section(config.generate), _section(config.evaluate)
+    filled = {
+        "dataset_name": pool.get("dataset_name"),
+        "dataset_config": pool.get("dataset_config"),
+        "dataset_split": pool.get("dataset_train_split", "train"),
+        "suite": asked.get("suite", EvaluationConfig.suite) if config.evaluate else None,
+        "tasks": asked.get("tasks"),
+        "evaluation_dataset_name": asked.get("dataset_name"),
+    }
+    given = {name: value for name, value in filled.items() if value is not None}
+    arguments = _section(config.decontaminate, **given)
+    return _stage("decontaminate", "decontaminate.py", arguments, known)
 
 
 def _first_stage(config: LoopConfig, part: str, base: str, known: dict[str, Any]) -> Iterator[Stage]:
@@ -144,6 +164,8 @@ def _generate(
     for place, (name, (task, model)) in enumerate(zip(_generations(number, writers), writers.items(), strict=True)):
         # One model for both tasks takes both, even where the YAML is that of one of two models.
         arguments = _section(config.generate, model_name_or_path=model, task=task)
+        if "clean" in known:
+            arguments |= {"dataset_name": "$clean", "dataset_config": None}
         if config.accumulate and number > 1:
             arguments["previous"] = str(Path(config.output_dir, earlier[place]))
             for modes in ("description_modes", "reasoning_modes"):

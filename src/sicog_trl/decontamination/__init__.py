@@ -1,0 +1,24 @@
+"""Decontamination: rows that an evaluation set holds, or the pool twice, are dropped and say what they are near to.
+
+`evaluation_sets.py` loads what a suite asks, `reading.py` brings rows to images and texts; `images.py` and `texts.py`
+say what is near. `parts.py` compares rows with the benchmarks, part by part, so that a killed run goes on;
+`duplicates.py` compares the rows of the pool with each other. `run.py` puts it together, `writing.py` writes.
+"""
+
+from .evaluation_sets import Benchmark, benchmark_rows
+from .reading import Pool
+from .run import DecontaminationConfig, compare, conclude, hash_benchmarks, start
+from .writing import overview
+
+
+__all__ = [
+    "Benchmark",
+    "DecontaminationConfig",
+    "Pool",
+    "benchmark_rows",
+    "compare",
+    "conclude",
+    "hash_benchmarks",
+    "overview",
+    "start",
+]
