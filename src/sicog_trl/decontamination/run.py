@@ -146,7 +146,9 @@ def conclude(
 
     Returns:
         `dict[str, Any]`: counts (`rows_in`, `kept`, `dropped` by reason), per benchmark in `contaminated` the rows
-        that are near to it with the nearest as examples, and what was compared in `benchmarks`.
+        that are near to it (`rows`; how many of them by `image`, `question`, `caption`) with the nearest as examples,
+        where each benchmark is from and how many of its images and texts were compared in `benchmarks`, and how near
+        is near in `settings`.
     """
     folder = _hashes(output_dir)
     ids = pool.ids()
@@ -167,7 +169,11 @@ def conclude(
         "kept": reasons.count(None),
         "dropped": dict(sorted(counts.items())),
         "contaminated": _by_benchmark(ids, near, reasons),
-        "benchmarks": _index(benchmarks, config, folder).counts,
+        "benchmarks": {
+            each.name: {"origin": each.origin, **counts}
+            for each, counts in zip(benchmarks, _index(benchmarks, config, folder).counts.values(), strict=True)
+        },
+        "settings": vars(config),
     }
 
 
