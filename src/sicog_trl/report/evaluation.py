@@ -6,8 +6,8 @@ from typing import Any
 
 from ..evaluation.examples import NUM_EXAMPLES, find_examples
 from ..files import write_text
-from . import flat, read_json, write_pages
 from .evaluation_tables import HEALTH, comparisons, describe, health, label, protocols, results
+from .pages import flat, read_json, write_pages
 from .plots import bars, radar
 from .sections import MISSING
 

@@ -1,0 +1,214 @@
+"""What was taken out of a pool because an evaluation asks it, shown so that a person can judge: rows side by side."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data import load, num_rows
+from ..evaluation.examples import missing, pictures
+from ..files import write_json
+from .gallery import stage_folder
+from .line import counts_of
+from .pages import read_json, write_pages
+from .sections import MISSING, number, verb
+
+
+if TYPE_CHECKING:
+    from ..decontamination import Benchmark, Pool
+
+
+NUM_CONTAMINATED, NUM_DUPLICATES = 8, 4  # pairs on the page
+MAX_TEXT = 400  # characters of one text on the page; how many more there are is said
+BY = ("image", "question", "caption")
+# Setting -> what it says on the page; the last ones only matter where duplicates are dropped.
+SETTINGS = {
+    "max_distance": "bits of 64 in which pictures that are near differ at most",
+    "max_fine_distance": "bits of 256, confirming",
+    "min_overlap": "share of a benchmark's text that a row holds at least",
+    "min_words": "words of a text that is compared with benchmarks at least",
+    "max_duplicate_distance": "bits of 64 in which two pictures of the pool differ at most",
+    "min_similarity": "similarity of two texts of the pool at least",
+}
+_OF_TEXTS, _OF_DUPLICATES = {"min_overlap", "min_words"}, {"max_duplicate_distance", "min_similarity"}
+
+
+def write_contamination_report(output_dir: str | Path, benchmarks: "Sequence[Benchmark]" = ()) -> Path:
+    """
+    Write `decontamination.html` and its twin `decontamination.md` into the folder of a check, and the pairs that they
+    show as `pairs.json`, from which the report of a whole line takes them.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder that `recipes/decontaminate.py` wrote, with its `summary.json`.
+        benchmarks (`Sequence[Benchmark]`, *optional*):
+            What was compared with; without them their rows are named, not shown.
+
+    Returns:
+        `Path`: path of `decontamination.html`.
+    """
+    folder = Path(output_dir)
+    if not (folder / "summary.json").is_file():
+        raise FileNotFoundError(f"{folder / 'summary.json'} is missing; run recipes/decontaminate.py first")
+    write_json(folder / "pairs.json", find_pairs(folder, benchmarks))
+    return write_pages(folder, "decontamination", {"missing": MISSING, "contamination": [read_check(folder)]})
+
+
+def contamination(run_dir: Path, stages: list[dict]) -> list[dict[str, Any]]:
+    """Return what the page shows of every check of a run; nothing if there was none."""
+    found = []
+    for stage in stages:
+        if verb(stage) == "decontaminate":
+            folder = stage_folder(run_dir, stage)
+            done = stage.get("status") == "done" and folder is not None
+            found.append(read_check(folder, counts_of(stage)) if done else None)
+    return [check or {"done": False} for check in found]
+
+
+def read_check(folder: Path, counts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what the templates show of one check: counts, benchmarks, settings and pairs of rows."""
+    counts = counts or read_json(folder / "summary.json", dict)
+    settings = counts.get("settings") or {}
+    dropped = counts.get("dropped") or {}
+    unused = set() if settings.get("texts", True) else _OF_TEXTS
+    unused = unused if settings.get("duplicates", True) else unused | _OF_DUPLICATES
+    total, kept = counts.get("rows_in"), counts.get("kept")
+    known = isinstance(total, int) and isinstance(kept, int)
+    return {
+        "done": True,
+        "rows_in": number(total),
+        "kept": number(kept),
+        "reasons": [(reason.replace("_", " "), number(count)) for reason, count in dropped.items()],
+        "adds_up": kept + sum(dropped.values()) == total if known else None,
+        "benchmarks": _benchmarks(counts),
+        "texts": settings.get("texts", True),
+        "duplicates": settings.get("duplicates", True),
+        "settings": [
+            (name, what, str(settings[name])) for name, what in SETTINGS.items() if name in settings.keys() - unused
+        ],
+        "pairs": read_json(folder / "pairs.json", list) or find_pairs(folder),
+    }
+
+
+def _benchmarks(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return for each benchmark what of it was compared, and how many rows of the pool are near to it, by what."""
+    flagged = counts.get("contaminated") or {}
+    rows = []
+    for name, compared in (counts.get("benchmarks") or {}).items():
+        near = flagged.get(name) or {}
+        rows.append(
+            {
+                "name": name,
+                "origin": str(compared.get("origin") or MISSING),
+                "rows": number(compared.get("rows")),
+                "images": number(compared.get("images")),
+                "unreadable": number(compared.get("unreadable_images")),
+                "texts": number(compared.get("texts")),
+                "near": number(near.get("rows", 0)),
+                "by": [number(near.get(kind, 0)) for kind in BY],
+                "nothing": not (compared.get("images") or compared.get("texts")),
+            }
+        )
+    return rows
+
+
+def find_pairs(folder: Path, benchmarks: "Sequence[Benchmark]" = ()) -> list[dict[str, Any]]:
+    """
+    Return dropped rows with what they are near to.
+
+    Contaminated ones come from each benchmark in turn, at equal distances from the nearest to the farthest, so that
+    those at the threshold are among them; duplicates at equal distances through the file. Nobody chose them.
+
+    Args:
+        folder (`Path`):
+            Folder of a check.
+        benchmarks (`Sequence[Benchmark]`, *optional*):
+            What was compared with.
+
+    Returns:
+        `list[dict[str, Any]]`: `id`, `reason`, `detail` (what it is near to and how near, in words) and two `sides`,
+        the dropped row and the one that it is near to, each with `name`, `images` (data URIs of small copies), `note`
+        (what is missing and why), `asked` and `said`.
+    """
+    from ..decontamination import Pool  # its libraries take a second, which pages without pairs need not wait for
+
+    if not num_rows(folder, "dropped"):
+        return []
+    dropped = load(str(folder), split="dropped")
+    reasons = dropped.select_columns("reason")[:]["reason"]
+    rows = {
+        reason: [i for i, each in enumerate(reasons) if each == reason] for reason in ("contaminated", "duplicate")
+    }
+    pool, against = Pool(dropped), {benchmark.name: benchmark for benchmark in benchmarks}
+    pairs = []
+    for row, near in _contaminated(dropped.select_columns("near"), rows["contaminated"]):
+        pairs.append(_pair(dropped, pool, row, _asked_row(near, against)))
+    repeats = _spread(rows["duplicate"], NUM_DUPLICATES)
+    names = [near[0]["id"] for near in dropped.select_columns("near").select(repeats)["near"]]
+    kept = _kept(folder) if repeats else None
+    for row, name in zip(repeats, names, strict=True):
+        pairs.append(_pair(dropped, pool, row, _kept_row(name, kept)))
+    return pairs
+
+
+def _spread(members: Sequence[Any], count: int) -> list[Any]:
+    wanted = min(len(members), count)
+    return [members[(2 * i + 1) * len(members) // (2 * wanted)] for i in range(wanted)]
+
+
+def _contaminated(near: Any, rows: list[int]) -> Iterable[tuple[int, dict[str, Any]]]:
+    """Yield rows of each benchmark in turn, from near to far, with what of it they are near to."""
+    groups: dict[str, list[tuple[tuple, int, dict[str, Any]]]] = {}
+    for row, found in zip(rows, near.select(rows)["near"], strict=True):
+        one = found[0]  # the nearest of its kind, pictures first
+        groups.setdefault(one["benchmark"], []).append(((one["distance"] or 0, -(one["overlap"] or 0)), row, one))
+    for rank, name in enumerate(sorted(groups)):
+        share = NUM_CONTAMINATED // len(groups) + (rank < NUM_CONTAMINATED % len(groups))
+        for _, row, one in _spread(sorted(groups[name], key=lambda each: each[:2]), share):
+            yield row, one
+
+
+def _pair(dropped: Any, pool: "Pool", row: int, other: dict[str, Any]) -> dict[str, Any]:
+    told = dropped.select_columns(["id", "reason", "detail"])[row]
+    return {
+        **{name: cut(str(told[name])) for name in ("id", "reason", "detail")},
+        "sides": [_side("dropped", pool.read(row, row + 1)), other],
+    }
+
+
+def _side(name: str, rows: Any) -> dict[str, Any]:
+    """Return one row as the page shows it."""
+    return {"name": name, **pictures(rows.images[0]), "asked": cut(rows.asked[0]), "said": cut(rows.said[0])}
+
+
+def _nothing(name: str, reason: str) -> dict[str, Any]:
+    return {"name": name, **missing(reason), "asked": "", "said": ""}
+
+
+def _asked_row(near: dict[str, Any], against: "dict[str, Benchmark]") -> dict[str, Any]:
+    from ..decontamination.reading import read_benchmark
+
+    name, row = near["benchmark"], near["row"]
+    if name not in against:
+        return _nothing(f"{name}, row {row}", "the rows of the benchmark are not at hand")
+    return _side(f"{name}, row {row}", next(read_benchmark(against[name].rows.select([row]))))
+
+
+def _kept(folder: Path) -> "tuple[dict[str, int], Pool]":
+    from ..decontamination import Pool
+
+    rows = load(str(folder), split=read_json(folder / "settings.json", dict)["split"])
+    return {name: row for row, name in enumerate(rows.select_columns("id")[:]["id"])}, Pool(rows)
+
+
+def _kept_row(name: str, kept: "tuple[dict[str, int], Pool]") -> dict[str, Any]:
+    places, pool = kept
+    if name not in places:
+        return _nothing(f"{cut(name)}, kept", "the row is not in the file of kept rows")
+    return _side(f"{cut(name)}, kept", pool.read(places[name], places[name] + 1))
+
+
+def cut(text: str) -> str:
+    """Return a text for the page; a long one ends with how much of it is missing."""
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[:MAX_TEXT]} … [{len(text) - MAX_TEXT:,} more characters]"
