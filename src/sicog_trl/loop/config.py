@@ -12,7 +12,7 @@ APART = {"perception": "description", "reasoning": "reasoning"}
 STAGE1 = ("sft", "preference")
 _SECTIONS = (
     *("cognition", "perception", "reasoning", "damage", "pair", "preference"),
-    *("decontaminate", "generate", "curate", "pretrain", "instruct", "evaluate"),
+    *("decontaminate", "generate", "curate", "push", "pretrain", "instruct", "evaluate"),
 )
 
 
@@ -24,8 +24,9 @@ class LoopConfig:
     The sections below hold the arguments of a recipe as its own YAML would; with the key `config` they start from such
     a YAML and replace what they name. In their strings `$run` is the folder of the run, `$seed` its seed (another one
     each round), `$candidates` and `$curated` the datasets that the round has made, `$part` the model of stage 1 that
-    the section is for (`cognition`, `perception` or `reasoning`). `output_dir` and, unless they are named, the model
-    that an arm has reached and the dataset that the stage before has written are filled in.
+    the section is for (`cognition`, `perception` or `reasoning`), `$round` in `push` the number of the round.
+    `output_dir` and, unless they are named, the model that an arm has reached and the dataset that the stage before
+    has written are filled in.
 
     Args:
         output_dir (`str`):
@@ -49,6 +50,11 @@ class LoopConfig:
             are those of `evaluate` unless they are named.
         generate, curate, pretrain (`dict`):
             Arguments of the stages of a round.
+        push (`dict`, *optional*):
+            Arguments of push.py, run after each curation of the main arm, never of a control; the licences have to be
+            named. Unless they are named, `artefacts` are what the round has curated and dropped, its candidates and
+            the pairs of stage 1, `made_by` the earlier steps, and `tag` is `round-$round`. Other arguments than before
+            push again, which does not touch the rest of the line: try it with `dry_run: true`.
         instruct (`dict`, *optional*):
             Arguments of sft.py for instruction tuning; without it a round ends with pre-training.
         evaluate (`dict`, *optional*):
@@ -86,6 +92,7 @@ class LoopConfig:
     damage: dict = field(default_factory=dict, metadata={"help": "Arguments of generate.py for rejected answers."})
     pair: dict = field(default_factory=dict, metadata={"help": "Arguments of pair.py."})
     preference: dict = field(default_factory=dict, metadata={"help": "Arguments of dpo.py."})
+    push: dict = field(default_factory=dict, metadata={"help": "Arguments of push.py."})
     evaluate: dict = field(default_factory=dict, metadata={"help": "Arguments of evaluate.py."})
     instruct: dict = field(default_factory=dict, metadata={"help": "Arguments of sft.py for instruction tuning."})
     prepare: dict = field(default_factory=dict, metadata={"help": "Stages to run first, by name."})

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,10 @@ from ..files import refuse_another_run, write_json, write_text
 from ..provenance import commit, made_by, versions
 from .config import LoopConfig
 from .stages import Stage, stages
+
+
+# Nothing reads what such a stage leaves in its folder, so with other arguments it is run again instead of refused.
+_REPEATABLE = ("push.py",)
 
 
 class StageError(RuntimeError):
@@ -45,7 +50,7 @@ def run(config: LoopConfig, recipes: str | Path) -> Path:
     _write_manifest(folder, config)
     for number, stage in enumerate(plan, 1):
         title = f"[{number}/{len(plan)}] {stage.name}"
-        if _state(stage).get("status") == "done":
+        if _is_done(stage):
             _say(f"{title}: done before, {_state(stage)['seconds']:.0f} s")
         else:
             _say(title)
@@ -65,8 +70,20 @@ def _state(stage: Stage) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _is_done(stage: Stage) -> bool:
+    return _state(stage).get("status") == "done" and not _is_new(stage)
+
+
+def _is_new(stage: Stage) -> bool:
+    """Return whether a stage that may be repeated was run with other arguments before."""
+    before = _state(stage).get("config")
+    return stage.recipe in _REPEATABLE and before is not None and before != json.loads(json.dumps(stage.config))
+
+
 def _check(stage: Stage) -> None:
     """Refuse to go on with a stage that was started with other arguments, unless it failed before it made anything."""
+    if stage.recipe in _REPEATABLE:
+        return
     state = _state(stage)
     made = {path.name for path in stage.folder.glob("*")} - {"config.yaml", "stage.json", ".lock"}
     if not state or (state["status"] == "failed" and not made):
@@ -85,11 +102,13 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
             raise StageError(
                 f"{stage.folder}: the stage is still running in another process; wait or stop it"
             ) from None
+        spent = _state(stage).get("seconds", 0.0)
+        if _is_new(stage):
+            _clear(stage.folder)
         write_text(path, yaml.safe_dump(stage.config, sort_keys=False))
         script = str(recipes / stage.recipe)
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config, script]
         command += ["--config", str(path)]
-        spent = _state(stage).get("seconds", 0.0)
         state = {"config": stage.config, "command": shlex.join(command), **commit(), "versions": versions()}
         write_json(stage.folder / "stage.json", {"status": "started", "seconds": spent, **state})
         started = time.monotonic()
@@ -102,6 +121,15 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
             f"stage {stage.name} ended with exit code {code}; its arguments are in {path}. Run the same command again "
             "to go on from here."
         )
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a stage prepared with other arguments; its state goes last, so that a kill leaves it new."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (".lock", "stage.json"):
+            path.unlink()
 
 
 def _record(stage: Stage) -> dict[str, Any]:

@@ -10,13 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
-
-import yaml
 
 from ..evaluation import EvaluationConfig
 from ..generation import CandidateConfig
+from .arguments import arguments_of, resolve
 from .config import APART, ARM, CONTROLS, CURATED, LoopConfig
 
 
@@ -58,9 +56,9 @@ def stages(config: LoopConfig) -> list[Stage]:
     known: dict[str, Any] = {"run": str(Path(config.output_dir)), "seed": config.seed}
     plan = []
     for name, section in config.prepare.items():
-        arguments = _section(section)
+        arguments = arguments_of(section)
         plan.append(_stage(name, arguments.pop("recipe"), arguments, known))
-    base = _resolve(config.base_model, known)
+    base = resolve(config.base_model, known)
     models, writers = {"base": base}, {}
     for part in APART if config.perception else ("cognition",):
         first = list(_first_stage(config, part, base, known))
@@ -75,8 +73,9 @@ def stages(config: LoopConfig) -> list[Stage]:
         plan += rounds
         models[arm] = str(rounds[-1].folder)
     if config.evaluate:
-        arguments = _section(config.evaluate, models=models, reference=["base", *config.controls])
+        arguments = arguments_of(config.evaluate, models=models, reference=["base", *config.controls])
         plan.append(_stage("evaluate", "evaluate.py", arguments, known))
+    _check_tags(plan)
     folders = [stage.folder.resolve() for stage in plan]
     for number, stage in enumerate(plan):
         if folders[number] in folders[:number]:  # the second one would pass for done
@@ -86,7 +85,7 @@ def stages(config: LoopConfig) -> list[Stage]:
 
 def _decontamination(config: LoopConfig, known: dict[str, Any]) -> Stage:
     """Return the stage that takes what the evaluation asks about out of the images to generate for."""
-    pool, asked = _section(config.generate), _section(config.evaluate)
+    pool, asked = arguments_of(config.generate), arguments_of(config.evaluate)
     filled = {
         "dataset_name": pool.get("dataset_name"),
         "dataset_config": pool.get("dataset_config"),
@@ -96,7 +95,7 @@ def _decontamination(config: LoopConfig, known: dict[str, Any]) -> Stage:
         "evaluation_dataset_name": asked.get("dataset_name"),
     }
     given = {name: value for name, value in filled.items() if value is not None}
-    arguments = _section(config.decontaminate, **given)
+    arguments = arguments_of(config.decontaminate, **given)
     return _stage("decontaminate", "decontaminate.py", arguments, known)
 
 
@@ -104,19 +103,19 @@ def _first_stage(config: LoopConfig, part: str, base: str, known: dict[str, Any]
     """Yield what makes one model of stage 1; the last stage is that model."""
     known = {**known, "part": part}
     name = part if part in APART else "stage1"
-    taught = _stage(name, "sft.py", _section(getattr(config, part), model_name_or_path=base), known)
+    taught = _stage(name, "sft.py", arguments_of(getattr(config, part), model_name_or_path=base), known)
     yield taught
     if config.stage1 == "sft":
         return
     model = {"model_name_or_path": str(taught.folder)}
     task = {"task": APART[part]} if part in APART else {}
-    damage = _stage(f"{name}-damage", "generate.py", _section(config.damage, **model, **task), known)
-    arguments = _section(config.pair, rejected_from="damaged", rejected_dataset_name=str(damage.folder))
+    damage = _stage(f"{name}-damage", "generate.py", arguments_of(config.damage, **model, **task), known)
+    arguments = arguments_of(config.pair, rejected_from="damaged", rejected_dataset_name=str(damage.folder))
     pair = _stage(f"{name}-pair", "pair.py", arguments, known)
     pairs = {"dataset_name": str(pair.folder), "dataset_train_split": "preference"}
     yield damage
     yield pair
-    yield _stage(f"{name}-preference", "dpo.py", _section(config.preference, **model, **pairs), known)
+    yield _stage(f"{name}-preference", "dpo.py", arguments_of(config.preference, **model, **pairs), known)
 
 
 def _rounds(
@@ -134,22 +133,54 @@ def _rounds(
         if arm == ARM:
             yield from _generate(config, number, writers if number == 1 else dict.fromkeys(writers, model), own)
         if arm != "annotated_only":
-            arguments = _section(config.curate, dataset_name="$candidates")
+            arguments = arguments_of(config.curate, dataset_name="$candidates")
             for name in ("keep", "min_consistency"):
                 if values := getattr(config, name):
                     arguments[name] = values[number - 1]
             if arm != ARM:
                 arguments["strategy"] = CONTROLS[arm]
             yield _stage(f"{folder}/curate", "curate.py", arguments, own, **place)
+        if arm == ARM and config.push:
+            yield _push(config, number, written, own)
         if config.fresh_model:
-            model = _resolve(config.fresh_model, known)
+            model = resolve(config.fresh_model, known)
         for name, section in (("pretrain", config.pretrain), ("instruct", config.instruct)):
             if not section:
                 continue
-            arguments = _trained(name, _section(section, model_name_or_path=model), arm, bool(config.controls))
+            arguments = _trained(name, arguments_of(section, model_name_or_path=model), arm, bool(config.controls))
             stage = _stage(f"{folder}/{name}", "sft.py", arguments, own, **place)
             model = str(stage.folder)
             yield stage
+
+
+def _push(config: LoopConfig, number: int, written: list[str], known: dict[str, Any]) -> Stage:
+    """Return the stage that publishes what the main arm has made in a round, and the pairs of stage 1 if there are."""
+    made = [{"path": known["curated"]}]  # all splits: what was kept, dropped, and told in turns
+    pairs = [str(Path(config.output_dir, name)) for name in _pairs(config)]
+    for split, folders in (("candidates", written), ("preference", pairs)):
+        for task, folder in zip(APART.values() if len(folders) > 1 else [None], folders, strict=False):
+            made.append({"path": folder, "split": split} | ({"config": f"{split}_{task}"} if task else {}))
+    # Where the user names what is published, the card tells how the candidates came about all the same.
+    steps = [*(written if "artefacts" in config.push else []), *([known["clean"]] if "clean" in known else [])]
+    arguments = arguments_of(config.push, artefacts=made, made_by=steps or None, tag="round-$round")
+    own = {**known, "round": str(number)}
+    return _stage(f"{ARM}/round-{number}/push", "push.py", arguments, own, arm=ARM, round=number)
+
+
+def _pairs(config: LoopConfig) -> list[str]:
+    """Return the names of the stages that make preferences."""
+    parts = APART if config.perception else ("stage1",)
+    return [f"{part}-pair" for part in parts] if config.stage1 == "preference" else []
+
+
+def _check_tags(plan: list[Stage]) -> None:
+    """Refuse to publish two rounds under one tag: the second one would fail, after hours."""
+    seen: set[tuple] = set()
+    for stage in [stage for stage in plan if stage.recipe == "push.py" and stage.config.get("tag")]:
+        name = (stage.config.get("hub_dataset_id"), stage.config["tag"])
+        if name in seen:
+            raise ValueError(f"push: two rounds have the tag {name[1]!r}; leave it out, or write $round into it")
+        seen.add(name)
 
 
 def _generations(number: int, writers: dict[str | None, str]) -> list[str]:
@@ -163,7 +194,7 @@ def _generate(
     earlier = _generations(number - 1, writers)
     for place, (name, (task, model)) in enumerate(zip(_generations(number, writers), writers.items(), strict=True)):
         # One model for both tasks takes both, even where the YAML is that of one of two models.
-        arguments = _section(config.generate, model_name_or_path=model, task=task)
+        arguments = arguments_of(config.generate, model_name_or_path=model, task=task)
         if "clean" in known:
             arguments |= {"dataset_name": "$clean", "dataset_config": None}
         if config.accumulate and number > 1:
@@ -189,34 +220,5 @@ def _trained(name: str, arguments: dict, arm: str, controlled: bool) -> dict:
 
 
 def _stage(name: str, recipe: str, arguments: dict, known: dict[str, Any], **place: Any) -> Stage:
-    config = {**_resolve(arguments, known), "output_dir": str(Path(known["run"], name))}
+    config = {**resolve(arguments, known), "output_dir": str(Path(known["run"], name))}
     return Stage(name, recipe, config, **place)
-
-
-def _section(section: dict, **filled: Any) -> dict:
-    """Return the arguments of a section: its own, then what the loop fills in, then the YAML it starts from."""
-    section = dict(section)
-    path = Path(section.pop("config", ""))
-    if path.name and not path.exists():
-        raise FileNotFoundError(f"config: {path} does not exist; paths are relative to the working directory")
-    start = yaml.safe_load(path.read_text()) if path.name else {}
-    if not isinstance(start, dict):
-        raise ValueError(f"config: {path} holds no arguments, but {start!r:.80}")
-    return {**start, **filled, **section}
-
-
-def _resolve(value: Any, known: dict[str, Any]) -> Any:
-    if isinstance(value, dict):
-        return {key: _resolve(part, known) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_resolve(part, known) for part in value]
-    if isinstance(value, str) and "$" in value:
-        if value[1:] in known:
-            return known[value[1:]]  # keeps the type of a seed
-        try:
-            return Template(value).substitute(known)
-        except KeyError as error:
-            raise ValueError(f"{value!r}: there is no ${error.args[0]} here; known are {sorted(known)}") from error
-        except ValueError as error:
-            raise ValueError(f"{value!r}: a $ that names nothing is written $$") from error
-    return value
