@@ -35,6 +35,7 @@ INSTEAD = {
     "generate.py": {"dtype": "float32", "batch_size": 64},
     "curate.py": {"similarity": "word_ngram"},
     # one of the benchmarks, on made-up rows
+    "decontaminate.py": {"tasks": ["pope"], "evaluation_dataset_name": "rows"},
     "evaluate.py": {"tasks": ["pope"], "protocols": ["direct"], "dataset_name": "rows", "dtype": "float32"},
 }
 
@@ -113,6 +114,7 @@ def test_every_stage_reads_what_the_one_before_has_written(name, rounds, digits_
     plan = stages(LoopConfig(**{**loop, "stage1": "preference", "rounds": rounds}))
     monkeypatch.chdir(tmp_path)
     write_data(digits_world)
+    write_rows(Path("rows"), ["pope"])
     told = stand_in(name)
     local = f"runs/sicog/{name}/model"
     for stage in plan:
@@ -151,7 +153,6 @@ def check_evaluation(stage: Stage, asked: bool, monkeypatch: pytest.MonkeyPatch)
     assert all(Path(path).is_dir() or path == "HuggingFaceTB/SmolVLM-256M-Instruct" for path in models.values())
     assert {"base", "sicog"} <= set(models) and stage.config["suite"] == "sicog"
     if asked:
-        write_rows(Path("rows"), ["pope"])
         stage.config["models"] = {name: models[name] for name in ("base", "sicog")}
         run(stage, monkeypatch)
         scores = json.loads((stage.folder / "scores.json").read_text())

@@ -50,23 +50,23 @@ def write_contamination_report(output_dir: str | Path, benchmarks: "Sequence[Ben
     if not (folder / "summary.json").is_file():
         raise FileNotFoundError(f"{folder / 'summary.json'} is missing; run recipes/decontaminate.py first")
     write_json(folder / "pairs.json", find_pairs(folder, benchmarks))
-    return write_pages(folder, "decontamination", {"missing": MISSING, "contamination": [read_check(folder)]})
+    check = read_check(folder, read_json(folder / "summary.json", dict))
+    return write_pages(folder, "decontamination", {"contamination": [check]})
 
 
 def contamination(run_dir: Path, stages: list[dict]) -> list[dict[str, Any]]:
     """Return what the page shows of every check of a run; nothing if there was none."""
-    found = []
-    for stage in stages:
-        if verb(stage) == "decontaminate":
-            folder = stage_folder(run_dir, stage)
-            done = stage.get("status") == "done" and folder is not None
-            found.append(read_check(folder, counts_of(stage)) if done else None)
-    return [check or {"done": False} for check in found]
+    checks = [stage for stage in stages if verb(stage) == "decontaminate"]
+    return [
+        read_check(stage_folder(run_dir, stage), counts_of(stage))
+        if stage.get("status") == "done"
+        else {"done": False, "pairs": []}
+        for stage in checks
+    ]
 
 
-def read_check(folder: Path, counts: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return what the templates show of one check: counts, benchmarks, settings and pairs of rows."""
-    counts = counts or read_json(folder / "summary.json", dict)
+def read_check(folder: Path | None, counts: dict[str, Any]) -> dict[str, Any]:
+    """Return what the templates show of one check: counts, benchmarks, settings and, if its folder is there, pairs."""
     settings = counts.get("settings") or {}
     dropped = counts.get("dropped") or {}
     unused = set() if settings.get("texts", True) else _OF_TEXTS
@@ -85,7 +85,7 @@ def read_check(folder: Path, counts: dict[str, Any] | None = None) -> dict[str, 
         "settings": [
             (name, what, str(settings[name])) for name, what in SETTINGS.items() if name in settings.keys() - unused
         ],
-        "pairs": read_json(folder / "pairs.json", list) or find_pairs(folder),
+        "pairs": (read_json(folder / "pairs.json", list) or find_pairs(folder)) if folder else [],
     }
 
 
@@ -160,7 +160,8 @@ def _contaminated(near: Any, rows: list[int]) -> Iterable[tuple[int, dict[str, A
     groups: dict[str, list[tuple[tuple, int, dict[str, Any]]]] = {}
     for row, found in zip(rows, near.select(rows)["near"], strict=True):
         one = found[0]  # the nearest of its kind, pictures first
-        groups.setdefault(one["benchmark"], []).append(((one["distance"] or 0, -(one["overlap"] or 0)), row, one))
+        farness = (one["distance"] is None, one["distance"] or 0, -(one["overlap"] or 0))
+        groups.setdefault(one["benchmark"], []).append((farness, row, one))
     for rank, name in enumerate(sorted(groups)):
         share = NUM_CONTAMINATED // len(groups) + (rank < NUM_CONTAMINATED % len(groups))
         for _, row, one in _spread(sorted(groups[name], key=lambda each: each[:2]), share):
