@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Image, load_dataset
 from hub_server import HubServer
-from huggingface_hub.errors import HfHubHTTPError
 from pushing import REPO, TOKEN, api, make_run, png, settings
 
 from sicog_trl.data import load
@@ -52,7 +52,7 @@ def test_what_is_pulled_is_what_was_pushed_and_ready_for_trl(hub, run, tmp_path)
     assert raw[0][0]["bytes"] == local.cast_column("images", [Image(decode=False)])[0]["images"][0]["bytes"]
     assert pulled[0]["images"][0].size == (8, 8)
     # without a name the first configuration, and by the package as by a folder
-    assert list(load(REPO, None, "curated", revision="round-1")["id"]) == list(local["id"])
+    assert list(load(f"{REPO}@round-1", None, "curated")["id"]) == list(local["id"])
     dropped = load(str(run / "curated"), split="dropped")
     assert load(REPO, "dropped", "dropped")[:]["reason"] == dropped[:]["reason"] != []
 
@@ -68,7 +68,7 @@ def test_a_pinned_round_stays_what_it_was_when_the_next_one_is_pushed(hub, run, 
     later = make_run(tmp_path / "later", rows=5)
     report = push(settings(later, tag="round-2"), tmp_path / "push", api(hub))
     assert report["files"]["data/curated-00000-of-00001.parquet"]["is"] == "changed"
-    first, second = (load(REPO, "candidates", "candidates", revision=f"round-{n}") for n in (1, 2))
+    first, second = (load(f"{REPO}@round-{n}", "candidates", "candidates") for n in (1, 2))
     assert (len(first), len(second)) == (8, 5)
     with pytest.raises(ValueError, match="the tag round-1 stands for something else"):
         push(settings(later, tag="round-1"), tmp_path / "push", api(hub))
@@ -173,7 +173,7 @@ def test_an_upload_that_breaks_changes_nothing_and_the_next_push_sends_only_the_
     sent = list(hub.received)
     push(settings(run, tag="round-1"), tmp_path / "push", api(hub))
     assert len(hub.received) == 3 and len(set(hub.received)) == 3 and hub.received[:1] == sent
-    assert len(hub.dataset(REPO).commits) == 2 and len(load(REPO, "curated", "curated", revision="round-1")) > 0
+    assert len(hub.dataset(REPO).commits) == 2 and len(load(f"{REPO}@round-1", "curated", "curated")) > 0
 
 
 def test_large_files_go_up_in_parts(hub, run, tmp_path):
@@ -212,7 +212,7 @@ def test_a_commit_of_somebody_else_meanwhile_is_not_undone(hub, run, tmp_path):
         return None
 
     hub.fault = meanwhile
-    with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
+    with pytest.raises(RuntimeError, match=r"somebody else pushed meanwhile.*start again"):
         push(settings(run, pretty_name="Another name"), tmp_path / "push", api(hub))
     assert list(hub.dataset(REPO).messages.values())[-1] == "by somebody else"
 
@@ -245,6 +245,29 @@ def test_the_token_and_places_of_this_machine_are_told_to_nobody(hub, run, tmp_p
     assert paths[1][0]["path"] == "1.png" and paths[-1][0]["path"] is None
 
 
+def test_a_push_that_is_killed_changes_nothing_and_the_next_one_sends_the_rest(hub, run, tmp_path):
+    arguments = (settings(run, tag="round-1"), tmp_path / "push", api(hub))
+    child = multiprocessing.get_context("fork").Process(target=push, args=arguments)
+    uploads = []
+
+    def kill_at_the_second_upload(method: str, path: str) -> str | None:
+        if method == "PUT":
+            uploads.append(path)
+            if len(uploads) == 2:
+                child.kill()
+                return "cut"
+        return None
+
+    hub.fault = kill_at_the_second_upload
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and data_files(hub) == [] and not hub.dataset(REPO).tags
+    hub.fault = lambda method, path: None
+    push(*arguments)
+    assert len(hub.received) == len(set(hub.received)) == 3 and len(hub.dataset(REPO).commits) == 2
+
+
+@pytest.mark.slow
 def test_the_recipe_is_killed_goes_on_and_plain_clients_pull_by_hf_endpoint(run, tmp_path):
     with HubServer() as server:
         config = {key: value for key, value in vars(settings(run, tag="round-1")).items() if value is not None}

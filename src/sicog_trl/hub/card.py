@@ -2,8 +2,6 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import DatasetInfo
@@ -11,20 +9,15 @@ from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
-from markupsafe import Markup
 
-from ..report import aligned_table, flat, markdown_environment, read_json
-from .counts import Counts, cut, wording
+from ..report import markdown_environment
+from .content import content
+from .counts import Counts
 from .licences import LICENSES
 
 
 BEGIN, END = "<!-- sicog-trl: begin, written anew by every push -->", "<!-- sicog-trl: end -->"
-# Of the settings of a run: places on the machine that made it, and checks of its input.
-_UNTOLD = re.compile(r"(^|_)(base_url|api_key|token|cache|output_dir|source|digests?|path|password|secret)s?$")
-# Of the summary of a run.
-_TOLD = ("sampler", "rows", "rows_in", "kept", "dropped", "failed_by_reason", "score_needed", "mean_consistency")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}")
-_REASONS = 30
 _TAGS = ["synthetic", "self-generated", "vision-language", "sicog-trl"]
 
 
@@ -34,7 +27,8 @@ def write_card(about: dict[str, Any], counts: dict[str, Counts], sizes: dict[str
 
     Args:
         about (`dict[str, Any]`):
-            Fields of [`PushConfig`], and as `folders` the artefact folder of each configuration.
+            Fields of [`PushConfig`]; as `folders` the artefact folder of each configuration, and as `left_out` the
+            configurations that have no rows any more.
         counts (`dict[str, Counts]`):
             Of each configuration.
         sizes (`dict[str, int]`):
@@ -51,19 +45,35 @@ def write_card(about: dict[str, Any], counts: dict[str, Counts], sizes: dict[str
     """
     card = DatasetCard(existing or "---\n{}\n---\n", ignore_metadata_errors=False)
     data = DatasetCardData(**_merged(card.data.to_dict() if existing else {}, metadata(about)))
+    _forget(data, about["left_out"])
     MetadataConfigs(_configs(data, counts)).to_dataset_card_data(data)
     DatasetInfosDict({name: _info(name, one, sizes[name]) for name, one in counts.items()}).to_dataset_card_data(data)
     body = markdown_environment().get_template("dataset_card.md.jinja").render(content(about, counts))
-    body = f"{BEGIN}\n{re.sub(chr(10) + '{3,}', chr(10) * 2, body).strip()}\n{END}\n"
+    body = f"{BEGIN}\n{_squeezed(body)}\n{END}\n"
     text = card.text if existing else ""
     if BEGIN in text and END in text:
-        body = text[: text.index(BEGIN)] + body.rstrip("\n") + text[text.index(END) + len(END) :]
+        # The last end: what a model said stands between, and may hold one.
+        body = text[: text.index(BEGIN)] + body.rstrip("\n") + text[text.rindex(END) + len(END) :]
     elif text.strip():
         body = f"{text.rstrip()}\n\n{body}"
     whole = f"---\n{data.to_yaml()}\n---\n{body.lstrip()}"
     if _TOKEN.search(whole):
         raise ValueError("something that looks like an access token stands in the card; it is not pushed")
     return whole
+
+
+def _squeezed(body: str) -> str:
+    """Return Markdown without repeated empty lines, but for those in blocks of code, which are shown as they are."""
+    lines, fence = [], ""
+    for line in body.strip().split("\n"):
+        mark = re.match("`{3,}", line)
+        if mark and not fence:
+            fence = mark[0]
+        elif fence and line == fence:
+            fence = ""
+        if line or fence or lines[-1]:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def metadata(about: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +116,16 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
+def _forget(data: DatasetCardData, names: list[str]) -> None:
+    """Take configurations out of the metadata that have no rows, and so no files, any more."""
+    for key in ("configs", "dataset_info"):
+        entries = data.get(key)
+        if isinstance(entries, list):
+            data[key] = [entry for entry in entries if entry.get("config_name") not in names]
+        elif isinstance(entries, dict) and entries.get("config_name") in names:
+            data[key] = []
+
+
 def _configs(data: DatasetCardData, counts: dict[str, Counts]) -> dict[str, dict[str, Any]]:
     """Return the entries of the configurations; the first one needs no name, unless there is such a one already."""
     there = MetadataConfigs.from_dataset_card_data(data)
@@ -124,85 +144,6 @@ def _info(name: str, counts: Counts, size: int) -> DatasetInfo:
     # Rows as they lie in the Parquet files are what `datasets` will have in its cache.
     sizes = {"download_size": size, "dataset_size": counts.num_bytes}
     return DatasetInfo(features=counts.features, splits=splits, config_name=name, **sizes)
-
-
-def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
-    """Return what the template shows."""
-    first = next(iter(counts))
-    reasons = {name: _most(one.columns["reason"] or one.columns["error"]) for name, one in counts.items()}
-    rows = [[name, ", ".join(one.features), f"{one.num_rows:,}"] for name, one in counts.items()]
-    folders: dict[str, list[str]] = {}
-    for name, folder in about["folders"].items():
-        folders.setdefault(folder, []).append(name)
-    for number, folder in enumerate(about["made_by"] or [], 1):
-        folders.setdefault(folder, []).append(f"step {number} before")
-    modes = sorted({mode for one in counts.values() for mode in one.prompts})
-    return {
-        **about,
-        "default": first,
-        "rows_table": Markup(aligned_table(["configuration and split", "columns", "rows"], _plain(rows), left=2)),
-        "prompts": [(mode, wording(mode), _others(mode, counts)) for mode in modes],
-        "told": [(" and ".join(names), made) for folder, names in folders.items() if (made := told(folder))],
-        "reasons": {name: found for name, found in reasons.items() if found},
-        "histograms": [(name, _bars(one.histogram())) for name, one in counts.items() if one.histogram()],
-        "lengths": Markup(_lengths(counts)),
-        "samples": counts[first].sample_texts(),
-    }
-
-
-def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return reasons by how often they were given, those beyond the first few together."""
-    found = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    rest = sum(rows for _, rows in found[_REASONS:])
-    return found[:_REASONS] + ([("others", rest)] if rest else [])
-
-
-def _plain(rows: list[list[str]]) -> list[list[str]]:
-    return [[re.sub(r"[^\w ,.%|/-]", "", cell) for cell in row] for row in rows]
-
-
-def _others(mode: str, counts: dict[str, Counts]) -> list[tuple[str, int]]:
-    """Return the prompts of a mode that are not in the words of this package; an empty one stands for many more."""
-    found: dict[str, int] = {}
-    for one in counts.values():
-        for prompt, used in one.prompts.get(mode, {}).items():
-            if prompt != wording(mode):
-                found[cut(prompt)] = found.get(cut(prompt), 0) + used
-    return sorted(found.items(), key=lambda item: (not item[0], item[0]))
-
-
-def _bars(histogram: list[tuple[str, int]]) -> list[tuple[str, int, str]]:
-    most = max(rows for _, rows in histogram) or 1
-    return [(name, rows, "█" * round(30 * rows / most)) for name, rows in histogram]
-
-
-def _lengths(counts: dict[str, Counts]) -> str:
-    rows = [[name, what, *values] for name, one in counts.items() for what, values in one.lengths()]
-    header = ["configuration", "length in", "texts", "mean", "median", "95th percentile", "most"]
-    return aligned_table(header, rows, left=2) if rows else ""
-
-
-def told(folder: str | Path) -> list[tuple[str, str]]:
-    """
-    Return the settings that an artefact folder records, as rows of a table, without what belongs to one machine.
-
-    From `plan.json` and `summary.json` come model, precision, seed and sampler of candidates, from `settings.json` the
-    similarity and the thresholds of curation; of absolute paths the last part is told.
-    """
-    summary = read_json(Path(folder, "summary.json"), dict)
-    found = {**read_json(Path(folder, "plan.json"), dict), **read_json(Path(folder, "settings.json"), dict)}
-    found |= {key: summary[key] for key in _TOLD if key in summary}
-    return flat(cut(_public(found)))
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _public(inner) for key, inner in value.items() if not _UNTOLD.search(str(key))}
-    if isinstance(value, list):
-        return [_public(inner) for inner in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "file:")):
-        return value.rstrip("/").rsplit("/", 1)[-1]
-    return value
 
 
 def validate_card(text: str, files: list[str]) -> DatasetCardData:

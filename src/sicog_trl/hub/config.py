@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data import splits
 from .licences import LICENSES
 
 
@@ -38,7 +39,7 @@ class PushConfig:
             Datasets that the images come from, Hub ids or names.
         images (`str`, *optional*, defaults to `"embed"`):
             `"embed"` puts the images into the repository; `"reference"` leaves them out, for licences that forbid
-            copies, and writes `image_references` in their place.
+            copies, and writes `image_references` and `image_hashes` in their place; `attach.py` puts them back.
         image_reference (`str`, *optional*, defaults to `"{source_id}"`):
             What stands for an image: a text with `{id}` and `{source_id}` of its row, `{path}` (of the image, its last
             part unless it is an address) and `{number}` (among the images of its row, from 0).
@@ -83,8 +84,11 @@ class PushConfig:
             raise ValueError(f"unknown images {self.images!r}; choose one of {', '.join(IMAGES)}")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_dataset_id):
             raise ValueError(f"hub_dataset_id is owner/name, got {self.hub_dataset_id!r}")
-        if self.tag is not None and not re.fullmatch(r"\w[\w.-]*", self.tag):
-            raise ValueError(f"tag holds letters, digits, '-', '_' and '.', got {self.tag!r}")
+        if self.tag is not None and (not re.fullmatch(r"\w[\w.-]*", self.tag) or self.tag == "main"):
+            raise ValueError(f"tag holds letters, digits, '-', '_' and '.' and is not 'main', got {self.tag!r}")
+        for name in ("private", "dry_run"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is true or false, got {getattr(self, name)!r}")
         if not self.artefacts:
             raise ValueError("artefacts is empty: name at least one folder with a `path`")
         try:
@@ -116,7 +120,7 @@ def named_splits(artefacts: list[dict], output_dir: Path) -> dict[str, tuple[str
         folder = Path(artefact["path"]).expanduser()
         if folder.resolve() == output_dir.resolve():
             raise ValueError(f"artefacts[{number}]: {folder} is output_dir too; prepare the push somewhere else")
-        found = sorted({file.name.split("-")[0] for file in (folder / "data").glob("*-of-*.parquet")})
+        found = splits(folder) if folder.is_dir() else []
         if not found:
             raise FileNotFoundError(f"artefacts[{number}]: {folder} holds no data/<split>-00000-of-00001.parquet")
         for split in [artefact["split"]] if artefact.get("split") else found:

@@ -3,20 +3,24 @@
 import json
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Features
 
+from ..data import texts_of
 from ..prompts import STEPS, prompt_for, task_of
+from .images import HASHES, REFERENCES
 
 
 BINS = 10
 _OTHER_PROMPTS = 5  # shown per mode
-_MOST_CHARACTERS = 600  # of a text in a sample row
+_MOST_CHARACTERS = 600  # of a text in a sample row, or of a setting
+MOST_OF_A_PROMPT = 6_000  # characters; a card says in full what was asked, unless that is a document
 _MOST_OF_A_NAME = 80  # characters of a reason or a mode
-_PICTURES = ("images", "image_references")
+_SIDES = ("completion", "chosen", "rejected", "messages")
 
 
 class Counts:
@@ -37,7 +41,8 @@ class Counts:
         self.columns: dict[str, Counter[str]] = {name: Counter() for name in ("reason", "error")}
         self.bins: Counter[int] = Counter()
         self.tokens = array("q")
-        self.words = array("q")
+        self.words: dict[str, array] = {}
+        self.null_images = 0
         self.without_token_count = 0
         self.prompts: dict[str, Counter[str]] = {}
         self.samples: list[dict[str, Any]] = []
@@ -47,8 +52,10 @@ class Counts:
         """Count some rows."""
         self.num_bytes += table.nbytes
         wanted = {0, self.num_rows // 2, self.num_rows - 1}
-        texts = table.select([name for name in table.column_names if name not in _PICTURES]).to_pylist()
-        for row in texts:
+        pictures = next((table[name] for name in ("images", REFERENCES) if name in table.column_names), None)
+        self.null_images += sum(chunk.flatten().null_count for chunk in pictures.chunks) if pictures else 0
+        shown = [name for name in table.column_names if name not in ("images", HASHES)]
+        for row in table.select(shown).to_pylist():
             for name, counter in self.columns.items():
                 if isinstance(value := row.get(name), str):
                     counter[value.partition(":")[0][:_MOST_OF_A_NAME]] += 1
@@ -60,18 +67,22 @@ class Counts:
             self._seen += 1
 
     def _texts(self, row: dict[str, Any]) -> None:
-        for candidate in row.get("candidates") or []:
+        candidates = row.get("candidates")
+        for candidate in candidates if isinstance(candidates, list) else []:
             if candidate.get("num_tokens") is None:
                 self.without_token_count += 1
             else:
                 self.tokens.append(candidate["num_tokens"])
-            self.words.append(len((candidate.get("text") or "").split()))
+            self._count("candidate", [candidate.get("text") or ""])
             self._prompt(candidate.get("mode"), candidate.get("prompt"))
-        for side in ("completion", "chosen", "rejected"):
+        for side in _SIDES:
             if isinstance(row.get(side), list):
-                self.words.append(sum(len(turn["content"].split()) for turn in row[side]))
+                self._count(side, texts_of(row[side]))
         if isinstance(row.get("prompt"), list) and row["prompt"]:
-            self._prompt(row.get("mode"), row["prompt"][-1]["content"])
+            self._prompt(row.get("mode"), "\n".join(texts_of(row["prompt"][-1:])))
+
+    def _count(self, what: str, texts: Iterable[str]) -> None:
+        self.words.setdefault(what, array("q")).append(sum(len(text.split()) for text in texts))
 
     def _prompt(self, mode: str | None, prompt: str | None) -> None:
         """Remember prompts that are not the wording of this package; of that, how often it was used."""
@@ -84,6 +95,7 @@ class Counts:
             if prompt.startswith(start) and prompt.endswith(end) and ("{question}" in known or prompt == known):
                 counter[known] += 1
                 return
+        prompt = cut(prompt, MOST_OF_A_PROMPT)
         if prompt in counter or len(counter) <= _OTHER_PROMPTS:
             counter[prompt] += 1
         else:
@@ -98,7 +110,7 @@ class Counts:
 
     def lengths(self) -> list[tuple[str, list[str]]]:
         """Return number, mean, median, 95th percentile and maximum of what was counted of the texts."""
-        named = (("tokens of a candidate", self.tokens), ("words of a text", self.words))
+        named = [("tokens of a candidate", self.tokens), *((f"words of {it}", n) for it, n in self.words.items())]
         return [(name, _statistics(np.frombuffer(values, dtype=np.int64))) for name, values in named if len(values)]
 
     def sample_texts(self) -> list[str]:
@@ -118,10 +130,10 @@ def _statistics(values: np.ndarray) -> list[str]:
     return [f"{len(values):,}", f"{values.mean():.1f}", f"{middle:.0f}", f"{high:.0f}", f"{values.max():,}"]
 
 
-def cut(value: Any) -> Any:
-    """Return a value whose long texts are cut, which is said at their ends."""
-    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
-        return f"{value[:_MOST_CHARACTERS]} … [{len(value) - _MOST_CHARACTERS:,} more characters]"
+def cut(value: Any, most: int = _MOST_CHARACTERS) -> Any:
+    """Return a value whose texts of more than `most` characters are cut, which is said at their ends."""
+    if isinstance(value, str) and len(value) > most:
+        return f"{value[:most]} … [{len(value) - most:,} more characters]"
     if isinstance(value, dict):
-        return {key: cut(inner) for key, inner in value.items()}
-    return [cut(inner) for inner in value] if isinstance(value, list) else value
+        return {key: cut(inner, most) for key, inner in value.items()}
+    return [cut(inner, most) for inner in value] if isinstance(value, list) else value

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets.utils.py_utils import convert_file_size_to_int
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from filelock import FileLock, Timeout
+from huggingface_hub import HfApi
 
 from ..files import claim, write_json, write_text
 from .card import validate_card, write_card
 from .config import PushConfig, named_splits
 from .counts import Counts
-from .remote import Remote, compare
+from .remote import Remote, check_login, compare
 from .shards import write_shards
 
 
@@ -20,9 +20,11 @@ def push(config: PushConfig, output_dir: str | Path, api: HfApi | None = None) -
     Push artefact folders to the Hub.
 
     What is pushed is first prepared in `output_dir`, itself a folder that `load_dataset` reads. Large files go up
-    first and the commit is made when all are there, so a push that was cut off changed nothing; the next one sends
-    only what the Hub does not have. Files that did not change are not sent again. The token is the one of
-    `hf auth login` or of the environment; it is never read from a setting.
+    first and the commit is made when all are there, so a push that was cut off changed nothing. The next one sends
+    only what the Hub does not have: whole files where they go up by Git LFS, chunks of them where they go up by Xet,
+    as they do to the Hub itself unless `HF_HUB_DISABLE_XET=1` is set; of the group of files that was under way when a
+    push was killed, Xet may ask for some again. Files that did not change are not sent at all. The token is the one
+    of `hf auth login` or of the environment; it is never read from a setting.
 
     Args:
         config ([`PushConfig`]):
@@ -38,21 +40,31 @@ def push(config: PushConfig, output_dir: str | Path, api: HfApi | None = None) -
         new, changed, unchanged or deleted.
 
     Raises:
-        `ValueError`: if the repository is public against the settings, its card names other licences, or the tag
-        stands for something else. `PermissionError`: if the Hub does not accept the token.
+        `ValueError`: if the repository is public against the settings or has another name now, its card names other
+        licences, or the tag stands for something else. `PermissionError`: if the Hub does not accept the token, or
+        not for this. `RuntimeError`: if somebody else pushed meanwhile, or pushes from `output_dir` just now.
     """
     api, output_dir = api or HfApi(), Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output_dir / ".lock", timeout=0):
+            return _push(config, output_dir, api)
+    except Timeout:
+        raise RuntimeError(f"{output_dir}: another push prepares its files here; wait for it") from None
+
+
+def _push(config: PushConfig, output_dir: Path, api: HfApi) -> dict[str, Any]:
     if not config.dry_run:
-        _check_login(api)
+        check_login(api)
     remote = Remote(api, config)
     shards, counts, folders, left_out = _prepare(config, output_dir)
-    about = {**vars(config), "folders": folders}
+    about = {**vars(config), "folders": folders, "left_out": left_out}
     sizes = {name: sum(file.stat().st_size for file in files) for name, files in shards.items()}
     text = write_card(about, counts, sizes, remote.card)
     write_text(output_dir / "README.md", text)
     local = {f"data/{file.name}": file for files in shards.values() for file in files}
     local["README.md"] = output_dir / "README.md"
-    plan = compare(local, remote.files, set(shards))
+    plan = compare(local, remote.files, {*shards, *left_out})
     validate_card(text, [path for path in {**remote.files, **local} if plan.get(path) != "deleted"])
     remote.check_tag(config.tag, plan)
     report = {
@@ -66,7 +78,8 @@ def push(config: PushConfig, output_dir: str | Path, api: HfApi | None = None) -
         "files": {p: {"bytes": local[p].stat().st_size if p in local else 0, "is": s} for p, s in plan.items()},
     }
     if not config.dry_run:
-        report["commit"] = _commit(api, config, remote, local, plan)
+        message = f"Push {config.tag or 'data and card'}"
+        report["commit"] = remote.commit(local, plan, config.private, config.tag, message)
         write_json(output_dir / "pushed.json", report)
     return report
 
@@ -81,18 +94,6 @@ def overview(report: dict[str, Any]) -> str:
     lines += [f"  {0:>12} rows in {name}, left out" for name in report["left_out"]]
     lines += [f"  {file['bytes']:>12,} bytes {file['is']:<9} {path}" for path, file in report["files"].items()]
     return "\n".join(lines)
-
-
-def _check_login(api: HfApi) -> None:
-    advice = "log in with `hf auth login`, or put a token that may write into HF_TOKEN"
-    try:
-        api.whoami()
-    except LocalTokenNotFoundError:
-        raise PermissionError(f"the Hub needs to know who pushes; {advice}") from None
-    except HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
-            raise PermissionError(f"the Hub does not accept the token; {advice}") from None
-        raise
 
 
 def _prepare(config: PushConfig, output_dir: Path) -> tuple[dict[str, list[Path]], dict[str, Counts], dict, list[str]]:
@@ -111,24 +112,3 @@ def _prepare(config: PushConfig, output_dir: Path) -> tuple[dict[str, list[Path]
     if not shards:
         raise ValueError("none of the artefacts has a row; there is nothing to push")
     return shards, counts, {name: named[name][0] for name in shards}, left_out
-
-
-def _commit(api: HfApi, config: PushConfig, remote: Remote, local: dict[str, Path], plan: dict[str, str]) -> str:
-    """Make the repository if it is not there, one commit with everything, and the tag; return the commit."""
-    if remote.head is None:
-        api.create_repo(config.hub_dataset_id, repo_type="dataset", private=config.private, exist_ok=True)
-    operations: list = [CommitOperationAdd(p, local[p]) for p, is_ in plan.items() if is_ in ("new", "changed")]
-    operations += [CommitOperationDelete(path) for path, is_ in plan.items() if is_ == "deleted"]
-    commit = remote.head
-    if operations:
-        # `upload_folder` would make several commits of many files, and readers would see data without its card.
-        commit = api.create_commit(
-            config.hub_dataset_id,
-            operations,
-            commit_message=f"Push {config.tag or 'data and card'}",
-            repo_type="dataset",
-            parent_commit=remote.head,
-        ).oid
-    if config.tag and config.tag not in remote.tags:
-        api.create_tag(config.hub_dataset_id, tag=config.tag, revision=commit, repo_type="dataset")
-    return commit

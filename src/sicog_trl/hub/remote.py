@@ -3,11 +3,14 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -15,6 +18,18 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+
+
+_MOST_FILES = 10_000  # of one folder, says the Hub's page on the limits of repositories
+_FILES_AT_ONCE = 8  # ours: what was sent is known to the Hub when a group is through
+_ADVICE = {
+    401: "the Hub does not accept the token; log in again with `hf auth login`",
+    402: "the Hub wants to be paid for this, or has no room left for the owner",
+    403: "the token may not write there; use one with the permission to write to this repository, or to its owner",
+    409: "somebody else made it, or the tag, meanwhile; start again",
+    412: "somebody else pushed meanwhile, and nothing of theirs was changed; start again",
+    429: "the Hub asks to wait; start again later, what was sent is kept there",
+}
 
 
 class Remote:
@@ -40,13 +55,21 @@ class Remote:
         self.state = "not there, or not for this token"
         try:
             info = self._info()
+        except GatedRepoError:
+            raise PermissionError(
+                f"{self.repo_id} is gated, and its owner has not let this token in; ask for access on its page"
+            ) from None
         except RepositoryNotFoundError:
             return
-        except OfflineModeIsEnabled:
+        except HfHubHTTPError:
+            raise
+        except Exception as error:  # every client of the network has its own errors, and a dry run needs none
             if not config.dry_run:
                 raise
-            self.state = "not asked, offline"
+            self.state = f"not asked, {'offline' if isinstance(error, OfflineModeIsEnabled) else type(error).__name__}"
             return
+        if info.id != self.repo_id:
+            raise ValueError(f"{self.repo_id} is {info.id} now; say so in `hub_{repo_type}_id`, which the card names")
         self.head, self.private = info.sha, bool(info.private)
         self.state = f"at commit {info.sha[:8]}"
         if config.private and not self.private:
@@ -82,34 +105,55 @@ class Remote:
         self, local: dict[str, Path], plan: dict[str, str], private: bool, tag: str | None, message: str
     ) -> str:
         """Make the repository if it is not there, one commit with everything, and the tag; return the commit."""
+        if len(local) > _MOST_FILES:
+            raise ValueError(f"{len(local):,} files are more than {_MOST_FILES:,}; raise `max_shard_size`")
         there = {"repo_id": self.repo_id, "repo_type": self.repo_type}
-        if self.head is None:
-            self.api.create_repo(**there, private=private, exist_ok=True)
-        if self.branch and (self.head is None or self.branch_is_new):
-            self.api.create_branch(**there, branch=self.branch, exist_ok=True)
-        operations: list = [CommitOperationAdd(p, local[p]) for p, is_ in plan.items() if is_ in ("new", "changed")]
-        operations += [CommitOperationDelete(path) for path, is_ in plan.items() if is_ == "deleted"]
+        additions = [CommitOperationAdd(p, local[p]) for p, is_ in plan.items() if is_ in ("new", "changed")]
+        deletions = [CommitOperationDelete(path) for path, is_ in plan.items() if is_ == "deleted"]
         commit = self.head
-        if operations:
-            # `upload_folder` would make several commits of many files, and readers would see data without its card.
-            options = {"commit_message": message, "parent_commit": self.head, "revision": self.branch}
-            commit = self.api.create_commit(operations=operations, **there, **options).oid
-        if tag and tag not in self.tags:
-            self.api.create_tag(**there, tag=tag, revision=commit)
+        with explained(self.repo_id):
+            if self.head is None:
+                self.api.create_repo(**there, private=private)
+            if self.branch and (self.head is None or self.branch_is_new):
+                self.api.create_branch(**there, branch=self.branch, exist_ok=True)
+            for start in range(0, len(additions), _FILES_AT_ONCE):
+                some = additions[start : start + _FILES_AT_ONCE]
+                self.api.preupload_lfs_files(**there, additions=some, revision=self.branch)
+            if additions or deletions:
+                # `upload_folder` would make several commits of many files, and readers would see data without a card.
+                options = {"commit_message": message, "parent_commit": self.head, "revision": self.branch}
+                commit = self.api.create_commit(operations=[*additions, *deletions], **there, **options).oid
+            if tag and tag not in self.tags:
+                self.api.create_tag(**there, tag=tag, revision=commit)
         return commit
+
+
+@contextmanager
+def explained(repo_id: str) -> Iterator[None]:
+    """Say what to do where the Hub refuses; that it is busy or broken, it says itself."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status not in _ADVICE:
+            raise
+        kind = PermissionError if status in (401, 402, 403) else RuntimeError
+        raise kind(f"{repo_id}: {_ADVICE[status]}. The Hub says: {error.server_message or error}") from error
 
 
 def check_login(api: HfApi) -> None:
     """Refuse to go on without a token that the Hub accepts."""
     advice = "log in with `hf auth login`, or put a token that may write into HF_TOKEN"
     try:
-        api.whoami()
+        token = api.whoami().get("auth", {}).get("accessToken", {})
     except LocalTokenNotFoundError:
         raise PermissionError(f"the Hub needs to know who pushes; {advice}") from None
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise PermissionError(f"the Hub does not accept the token; {advice}") from None
         raise
+    if token.get("role") == "read":
+        raise PermissionError(f"the token may only read; {advice}")
 
 
 def compare(local: dict[str, Path], remote: dict[str, str], configs: set[str]) -> dict[str, str]:

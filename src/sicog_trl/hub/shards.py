@@ -1,26 +1,22 @@
 """What is pushed: Parquet files of bounded size, with the images or with references where copies are forbidden."""
 
-import io
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
-from PIL import Image as Picture
-from PIL import UnidentifiedImageError
 
-from ..curation.columns import combined
 from ..data import split_files
+from ..files import replacing
 from .counts import Counts
+from .images import HASHES, HELD_BYTES, REFERENCES, embedded, pieces, references
+from .places import tell_no_places
 
 
-REFERENCES = "image_references"
-_ROWS = 250  # held at once, with the bytes of their images
+_ROWS = 250  # held at once, or fewer if they are large
 
 
 def write_shards(
@@ -29,7 +25,8 @@ def write_shards(
     """
     Write a split of an artefact folder as the Parquet files that are pushed, image bytes untouched.
 
-    The same rows give the same bytes. A file is closed when it holds `max_bytes`, so one row more may be in it.
+    The same rows give the same bytes. A file is closed when it holds `max_bytes`, so what is held at once more may be
+    in it: 250 rows, or 64 MiB, or one row.
 
     Args:
         folder (`str`):
@@ -52,31 +49,33 @@ def write_shards(
     data = output_dir / "data"
     data.mkdir(parents=True, exist_ok=True)
     _sweep(data, name)
-    features = _checked(Features.from_arrow_schema(pq.read_schema(files[0])), files[0])
-    if image_reference and "images" in features:
-        features = Features({REFERENCES if k == "images" else k: v for k, v in features.items()})
-        features[REFERENCES] = List(Value("string"))
+    features = _pushed(_checked(Features.from_arrow_schema(pq.read_schema(files[0])), files[0]), image_reference)
     counts = Counts(features, sum(pq.read_metadata(file).num_rows for file in files))
     unfinished: list[Path] = []
-    writer, held = None, 0
-    try:
-        for table in _tables(files, image_reference, features.arrow_schema):
-            if writer is None:
-                unfinished.append(data / f".{name}.{len(unfinished):05d}")
-                writer, held = pq.ParquetWriter(unfinished[-1], features.arrow_schema), 0
-            writer.write_table(table)
-            counts.add(table)
-            held += table.nbytes
-            if held >= max_bytes:
-                writer.close()
-                writer = None
-    finally:
-        if writer is not None:
-            writer.close()
+    tables = _tables(files, image_reference, features.arrow_schema)
+    table = next(tables, None)
+    while table is not None:
+        # How many files there will be is known at the end, and stands in their names.
+        unfinished.append(data / f".{name}.{len(unfinished):05d}")
+        with replacing(unfinished[-1]) as file, pq.ParquetWriter(file, features.arrow_schema) as writer:
+            table = _fill(writer, table, tables, counts, max_bytes)
     done = [data / f"{name}-{i:05d}-of-{len(unfinished):05d}.parquet" for i in range(len(unfinished))]
     for before, after in zip(unfinished, done, strict=True):
         os.replace(before, after)
     return done, counts
+
+
+def _fill(
+    writer: pq.ParquetWriter, table: pa.Table, tables: Iterator[pa.Table], counts: Counts, max_bytes: int
+) -> pa.Table | None:
+    """Write and count tables until the file holds `max_bytes`; return the first one of the next file."""
+    held, following = 0, table
+    while following is not None and held < max_bytes:
+        writer.write_table(following)
+        counts.add(following)
+        held += following.nbytes
+        following = next(tables, None)
+    return following
 
 
 def _checked(features: Features, file: Path) -> Features:
@@ -92,6 +91,17 @@ def _checked(features: Features, file: Path) -> Features:
     return features
 
 
+def _pushed(features: Features, image_reference: str | None) -> Features:
+    """Return the columns as they are pushed: where images are left out, with what stands for them in their place."""
+    if not image_reference or "images" not in features:
+        return features
+    stand_in = {REFERENCES: List(Value("string")), HASHES: List(Value("string"))}
+    pushed: dict = {}
+    for name, feature in features.items():
+        pushed |= stand_in if name == "images" else {name: feature}
+    return Features(pushed)
+
+
 def _sweep(data: Path, name: str) -> None:
     """Delete what an earlier preparation wrote under the same name, which may have had another number of files."""
     for file in data.iterdir():
@@ -102,81 +112,30 @@ def _sweep(data: Path, name: str) -> None:
 def _tables(files: list[Path], image_reference: str | None, schema: pa.Schema) -> Iterator[pa.Table]:
     for file in files:
         with pq.ParquetFile(file) as source:
-            for batch in source.iter_batches(_ROWS):
-                table = pa.Table.from_batches([batch])
-                if "images" in table.column_names:
-                    new = references(table, image_reference) if image_reference else embedded(table)
-                    position = table.column_names.index("images")
-                    table = table.set_column(position, REFERENCES if image_reference else "images", new)
-                try:
-                    yield table.select(schema.names).cast(schema)
-                except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                    raise ValueError(f"{file} has other columns than the first file of its split: {error}") from error
+            for batch in source.iter_batches(_batch_rows(source.metadata)):
+                table = tell_no_places(pa.Table.from_batches([batch]))
+                for piece in pieces(table) if "images" in table.column_names else (table,):
+                    try:
+                        yield _stored(piece, image_reference).select(schema.names).cast(schema)
+                    except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                        raise ValueError(
+                            f"{file} has other columns than the first file of its split: {error}"
+                        ) from error
 
 
-def embedded(table: pa.Table) -> pa.Array:
-    """
-    Return the images of `table` with all bytes in the rows; of paths only the last part is kept.
-
-    What is read from a path must be an image: a row may name any file of this machine.
-    """
-    lists, flat, owners = _images(table)
-    contents, paths = pc.struct_field(flat, "bytes"), pc.struct_field(flat, "path").to_pylist()
-    missing = [i for i, there in enumerate(contents.is_valid().to_pylist()) if not there and paths[i] is not None]
-    if missing:
-        given = contents.to_pylist()
-        for number in missing:
-            given[number] = _read(paths[number], owners[number])
-        contents = pa.array(given, contents.type)
-    names = pa.array([path and os.path.basename(path) for path in paths], pa.string())
-    fields = [pa.field("bytes", contents.type), pa.field("path", pa.string())]
-    values = pa.StructArray.from_arrays([contents, names], fields=fields, mask=flat.is_null())
-    return _as_lists(lists, values)
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """Return how many rows to read at once: of the row group with the largest rows, what may be held."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
+    return max(1, min(_ROWS, int(HELD_BYTES / max(1, largest))))
 
 
-def _read(path: str, owner: str) -> bytes:
-    if "://" in path:
-        raise ValueError(
-            f"row {owner!r}: its image is the address {path}, which nothing fetches here; download the images first, "
-            "or push with `images: reference`"
-        )
-    try:
-        content = Path(path).read_bytes()
-        Picture.open(io.BytesIO(content)).close()  # reads the header alone
-    except FileNotFoundError:
-        raise FileNotFoundError(f"row {owner!r}: its image {path} is not there") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"row {owner!r}: {path} is no image, so it is not pushed") from None
-    return content
-
-
-def references(table: pa.Table, template: str) -> pa.Array:
-    """Return what stands for the images of `table`, which are left out: texts made from `template`."""
-    lists, flat, owners = _images(table)
-    paths = pc.struct_field(flat, "path").to_pylist()
-    sources = table["source_id"].to_pylist() if "source_id" in table.column_names else table["id"].to_pylist()
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_pylist()
-    texts, position = [], 0
-    for source, length in zip(sources, lengths, strict=True):
-        for number in range(length):
-            path = paths[position]
-            name = path if path is None or "://" in path else os.path.basename(path)
-            if name is None and "{path}" in template:
-                raise ValueError(f"row {owners[position]!r}: an image has no path; make `image_reference` from {{id}}")
-            texts.append(template.format(id=owners[position], source_id=source, path=name, number=number))
-            position += 1
-    return _as_lists(lists, pa.array(texts, pa.string()))
-
-
-def _images(table: pa.Table) -> tuple[pa.Array, pa.Array, list[str]]:
-    """Return the lists of images, all images one after the other, and the row that each is of."""
-    lists = combined(table["images"])
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_pylist()
-    ids = table["id"].to_pylist()
-    return lists, lists.flatten(), [i for i, length in zip(ids, lengths, strict=True) for _ in range(length)]
-
-
-def _as_lists(lists: pa.Array, values: pa.Array) -> pa.Array:
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    bounds = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    return pa.ListArray.from_arrays(bounds, values, mask=lists.is_null())
+def _stored(table: pa.Table, image_reference: str | None) -> pa.Table:
+    """Return rows with their images embedded, or left out and named."""
+    if "images" not in table.column_names:
+        return table
+    position = table.column_names.index("images")
+    if not image_reference:
+        return table.set_column(position, "images", embedded(table))
+    named, hashes = references(table, image_reference)
+    return table.set_column(position, REFERENCES, named).add_column(position + 1, HASHES, hashes)
