@@ -323,7 +323,7 @@ def test_a_stage_that_failed_before_it_made_anything_may_be_corrected(tmp_path, 
 def test_a_stage_that_is_still_running_is_not_started_twice(tmp_path, recipes):
     folder = tmp_path / "run" / "stage1"
     folder.mkdir(parents=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / ".running", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(StageError, match="still running in another process"):
             run(small(tmp_path), recipes)

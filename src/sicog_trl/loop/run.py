@@ -22,6 +22,7 @@ from .stages import Stage, stages
 
 # Nothing reads what such a stage leaves in its folder, so with other arguments it is run again instead of refused.
 _REPEATABLE = ("push.py",)
+_LOCK = ".running"  # not `.lock`: a recipe may lock its folder too
 
 
 class StageError(RuntimeError):
@@ -85,7 +86,7 @@ def _check(stage: Stage) -> None:
     if stage.recipe in _REPEATABLE:
         return
     state = _state(stage)
-    made = {path.name for path in stage.folder.glob("*")} - {"config.yaml", "stage.json", ".lock"}
+    made = {path.name for path in stage.folder.glob("*")} - {"config.yaml", "stage.json", _LOCK}
     if not state or (state["status"] == "failed" and not made):
         return
     refuse_another_run(stage.folder, state["config"], stage.config)
@@ -95,7 +96,7 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
     """Start a recipe, resuming what an earlier attempt left; note the time of all attempts that came to an end."""
     path = stage.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(stage.folder / ".lock", "w") as lock:
+    with open(stage.folder / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,7 +129,7 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (".lock", "stage.json"):
+        elif path.name not in (_LOCK, "stage.json"):
             path.unlink()
 
 
