@@ -49,7 +49,7 @@ def main(
     trainer = ResumableSFTTrainer(**trainer_inputs(training_args, model_args, *datasets))
     freeze(trainer.model, freeze_args)
     show_views(trainer, views_args)
-    train_and_save(trainer, settings, script_args.dataset_name)
+    train_and_save(trainer, settings)
 
 
 if __name__ == "__main__":

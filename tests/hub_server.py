@@ -1,5 +1,6 @@
 """
-A stand-in for the Hub, on loopback, that the real `huggingface_hub` and `datasets` clients talk to by `HF_ENDPOINT`.
+A stand-in for the Hub, on loopback, that the real clients talk to by `HF_ENDPOINT`: those of `huggingface_hub`,
+`datasets` and `transformers`.
 
 ```python
 with HubServer() as hub:
@@ -123,9 +124,13 @@ class HubServer(ThreadingHTTPServer):
         """Return a dataset repository."""
         return self.repos["datasets", repo_id]
 
-    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """Return the files of a dataset repository."""
-        repo = self.dataset(repo_id)
+    def model(self, repo_id: str) -> Repo:
+        """Return a model repository."""
+        return self.repos["models", repo_id]
+
+    def files(self, repo_id: str, revision: str = "main", kind: str = "datasets") -> dict[str, bytes]:
+        """Return the files of a repository."""
+        repo = self.repos[kind, repo_id]
         return {path: file.content for path, file in repo.commits[repo.resolve(revision)].items()}
 
 
@@ -294,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
         _, files = self._commit(repo, revision)
         answers = []
         for file in json.loads(body)["files"]:
-            is_lfs = file["path"].endswith(".parquet") or file["size"] > 10_000_000
+            is_lfs = file["path"].endswith((".parquet", ".safetensors")) or file["size"] > 10_000_000
             answer = {"path": file["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
             answers.append(answer | ({"oid": files[file["path"]].etag} if file["path"] in files else {}))
         return 200, {"files": answers}

@@ -1,4 +1,4 @@
-"""Scores in a model's card: entries of its `model-index`, beside whatever else stands there."""
+"""Scores in a model's card: entries of its `model-index` and a table of them, beside whatever else stands there."""
 
 import json
 import shutil
@@ -11,19 +11,19 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard import metadata_load, metadata_save
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
+from ..cards.scores import HARNESS, key_of, show_scores, without
 from ..files import replacing
 from .benchmarks import Task, benchmarks, select_tasks
 from .protocols import PROTOCOLS
 from .task_files import task_yaml
 
 
-HARNESS = "lmms-eval"
 _URL = "https://github.com/EvolvingLMMs-Lab/lmms-eval"
 
 
 def results_to_card(scores: str | Path, model: str, readme: str | Path) -> list[EvalResult]:
     """
-    Write the scores of a model into the metadata of its card.
+    Write the scores of a model into the metadata of its card, and into the table of a card that was written here.
 
     Results of the same task, protocol and metric that an earlier call wrote are replaced; everything else in the
     card, results of others included, stays as it is. A card that does not exist is begun.
@@ -58,13 +58,16 @@ def results_to_card(scores: str | Path, model: str, readme: str | Path) -> list[
     metadata = _read(readme)
     index = metadata.get("model-index") or [{"name": model, "results": []}]
     _check(readme, index)
-    results = _without(index[0].get("results") or [], {_key(entry) for entry in _flat(entries)})
+    results = without(index[0].get("results") or [], {key_of(entry) for entry in _flat(entries)})
     index[0]["results"] = results + _results(model, entries)
     metadata["model-index"] = index
     with replacing(readme) as unfinished:
         if readme.is_file():
             shutil.copyfile(readme, unfinished)
         metadata_save(unfinished, metadata)
+        text = unfinished.read_bytes().decode("utf-8")
+        if (shown := show_scores(text, metadata)) != text:
+            unfinished.write_bytes(shown.encode("utf-8"))
     return entries
 
 
@@ -135,24 +138,6 @@ def _results(model: str, entries: list[EvalResult]) -> list[dict[str, Any]]:
 
 def _flat(entries: list[EvalResult]) -> list[dict[str, Any]]:
     return [{"type": entry.metric_type, "args": entry.metric_args} for entry in entries]
-
-
-def _key(metric: dict[str, Any]) -> tuple[Any, ...] | None:
-    """Return what makes a metric the same as one of an earlier evaluation; `None` if it was not written here."""
-    args = metric.get("args")
-    if not isinstance(args, dict) or args.get("harness") != HARNESS or "protocol" not in args:
-        return None
-    return metric.get("type"), args.get("task"), args["protocol"]
-
-
-def _without(results: list[dict[str, Any]], replaced: set[tuple[Any, ...] | None]) -> list[dict[str, Any]]:
-    """Return results less the metrics that are written anew."""
-    kept = []
-    for result in results:
-        metrics = [metric for metric in result.get("metrics") or [] if _key(metric) not in replaced]
-        if metrics or not result.get("metrics"):
-            kept.append({**result, "metrics": metrics} if metrics else result)
-    return kept
 
 
 def _read(readme: Path) -> dict[str, Any]:

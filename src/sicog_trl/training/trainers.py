@@ -27,6 +27,7 @@ from .collators import ImageInEveryBatch
 from .data import NamedRows, check_rows, has_images, read_row, refuse_image_loss
 from .freezing import parts_table
 from .preview import preview
+from .publishing import Publishing
 from .resume import ResumeFix, claim_folder, last_checkpoint, refuse_other_settings
 
 
@@ -87,7 +88,7 @@ def set_accumulation(args: SFTConfig | DPOConfig, config: BatchConfig) -> None:
     )
 
 
-class _VisionTraining(ResumeFix):
+class _VisionTraining(Publishing, ResumeFix):
     """Weights that come back, a collator of its own for training, and samplers that know the lengths of the texts."""
 
     train_collator: Callable[[list[dict]], dict] | None = None
@@ -191,19 +192,15 @@ def already_trained(output_dir: str | Path, settings: dict[str, Any]) -> bool:
     return done
 
 
-def train_and_save(
-    trainer: SFTTrainer | DPOTrainer, settings: dict[str, Any], dataset_name: str | None = None
-) -> dict[str, Any]:
+def train_and_save(trainer: ResumableSFTTrainer | ResumableDPOTrainer, settings: dict[str, Any]) -> dict[str, Any]:
     """
     Train, resuming what was cut off, then save model, processor and card, push if asked, and write `training.json`.
 
     Args:
-        trainer (`SFTTrainer` or `DPOTrainer`):
+        trainer ([`ResumableSFTTrainer`] or [`ResumableDPOTrainer`]):
             Ready to train.
         settings (`dict[str, Any]`):
             What the run is, see [`~sicog_trl.training.resume.settings_of`]; the folder is claimed for it.
-        dataset_name (`str`, *optional*):
-            For the model card.
 
     Returns:
         `dict[str, Any]`: `steps`, `samples`, `tokens`, `seconds` (of this process), `first_loss`, `last_loss` and
@@ -213,6 +210,7 @@ def train_and_save(
     say = trainer.accelerator.print
     if trainer.accelerator.is_main_process:
         say(f"{parts_table(trainer.model)}\n\n{preview(trainer)}\n", flush=True)
+    trainer.remember(settings)
     # not before: what fails above leaves no trace that would refuse the next try
     claim_folder(args.output_dir, settings)
     # the trainer's own count survives a resume, TRL's `num_tokens` begins at zero again
@@ -220,15 +218,15 @@ def train_and_save(
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # it would push, before there is a card
     record = {**_record(trainer), "seconds": time.monotonic() - started, "resumed_from": checkpoint}
     say(f"{args.output_dir}: {json.dumps(record)}")
-    if trainer.accelerator.is_main_process:
-        trainer.create_model_card(dataset_name=dataset_name)
+    trainer.record |= {**record, "versions": versions()}
+    trainer.create_model_card()
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=dataset_name)
+        trainer.push_to_hub()
     if trainer.accelerator.is_main_process:  # last: it says that nothing is left to do, so a failed push is repeated
-        write_json(Path(args.output_dir, "training.json"), {**record, "versions": versions()})
+        write_json(Path(args.output_dir, "training.json"), trainer.record)
     # Gloo frees the tensors of its last work in a thread of its own, which needs the interpreter. Without a barrier
     # that may happen while the interpreter ends, and then each waits for the other for ever (pytorch#190489).
     trainer.accelerator.wait_for_everyone()
