@@ -14,6 +14,7 @@ from accelerate import PartialState
 from trl import TrlParser
 
 from sicog_trl.annotation import AnnotationConfig, TeacherConfig, annotate, annotate_with_teacher
+from sicog_trl.data import pin
 from sicog_trl.files import absolute
 
 
@@ -24,11 +25,12 @@ class AnnotateArguments:
 
     Args:
         dataset_name (`str`):
-            A `.json` or `.jsonl` file of records, an artefact folder, a folder of images, or a Hub id.
+            A `.json` or `.jsonl` file of records, an artefact folder, a folder of images, or a Hub id, at a revision
+            or not.
         output_dir (`str`):
             Artefact folder; splits `annotated`, `images` and `dropped`.
-        dataset_config, dataset_revision (`str`, *optional*):
-            Configuration and revision of a Hub dataset.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub dataset; the one named like the split, if there is one, unless given.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split of a dataset.
         retry_failed (`bool`, *optional*, defaults to `False`):
@@ -38,7 +40,6 @@ class AnnotateArguments:
     dataset_name: str = field(metadata={"help": "Records: a JSON file, a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "Artefact folder; splits `annotated`, `images` and `dropped`."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a dataset."})
     retry_failed: bool = field(default=False, metadata={"help": "Ask the teacher again for what failed."})
 
@@ -53,9 +54,8 @@ def main(args: AnnotateArguments, annotation_args: AnnotationConfig, teacher_arg
     # Without `cpu`, processes on the CPU do not find each other. A teacher may take days.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
-        records = annotation_args.records(
-            absolute(args.dataset_name), args.dataset_config, args.dataset_split, args.dataset_revision
-        )
+        name = pin(absolute(args.dataset_name))
+        records = annotation_args.records(name, args.dataset_config, args.dataset_split)
         if annotation_args.source_format == "teacher":
             options = (teacher_args, args.output_dir, args.retry_failed)
             summary = annotate_with_teacher(records, annotation_args, *options)

@@ -15,6 +15,7 @@ from trl import TrlParser
 
 from sicog_trl.curation import CurationConfig, curate, load_candidates
 from sicog_trl.curation.selection import advice, overview
+from sicog_trl.data import pin
 from sicog_trl.files import write_json
 
 
@@ -25,11 +26,12 @@ class CurateArguments:
 
     Args:
         dataset_name (`str` or `list[str]`):
-            Candidates: Hub ids or artefact folders; several if a perception and a reasoning model wrote them apart.
+            Candidates: artefact folders or Hub ids, at a revision or not; several if a perception and a reasoning
+            model wrote them apart.
         output_dir (`str`):
             Artefact folder; splits `curated`, `dropped` and, if asked for, `multi_turn`.
         dataset_config (`str`, *optional*):
-            Configuration of a Hub dataset.
+            Configuration of a Hub dataset; the one named like the split, if there is one, unless given.
         dataset_split (`str`, *optional*, defaults to `"candidates"`):
             Split of the candidates.
     """
@@ -51,8 +53,9 @@ def main(args: CurateArguments, curation_args: CurationConfig) -> None:
     """Load the candidates, curate, summarise; one process does it all."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process:
-        candidates = load_candidates(args.dataset_name, args.dataset_config, args.dataset_split)
-        summary = curate(candidates, curation_args, args.output_dir)
+        names = [pin(name) for name in args.dataset_name]
+        candidates = load_candidates(names, args.dataset_config, args.dataset_split)
+        summary = {"dataset_name": names, **curate(candidates, curation_args, args.output_dir)}
         write_json(Path(args.output_dir, "summary.json"), summary)
         print(overview(summary))
         print(json.dumps(summary))

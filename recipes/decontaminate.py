@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from trl import TrlParser
 
+from sicog_trl.data import pin
 from sicog_trl.decontamination import (
     DecontaminationConfig,
     Pool,
@@ -34,10 +35,11 @@ class DecontaminateArguments:
 
     Args:
         dataset_name (`str`):
-            The pool: images, as `generate.py` reads them, or an artefact of candidates or training data.
+            The pool: images, as `generate.py` reads them, or an artefact of candidates or training data; a folder or a
+            Hub id, at a revision or not.
         output_dir (`str`):
             Artefact folder; the split that was read, without the dropped rows, and `dropped`.
-        dataset_config, dataset_split, dataset_revision (`str`, *optional*):
+        dataset_config, dataset_split (`str`, *optional*):
             Which part of the pool; the split `train` unless given.
         suite (`str`, *optional*):
             Benchmarks to compare with: a suite of `evaluate.py`. Without one only duplicates are dropped.
@@ -51,7 +53,6 @@ class DecontaminateArguments:
     output_dir: str = field(metadata={"help": "Artefact folder; the split that was read, and `dropped`."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the pool."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the pool."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of a pool on the Hub."})
     suite: str | None = field(default=None, metadata={"help": "Benchmarks to compare with; without: duplicates only."})
     tasks: list[str] | None = field(default=None, metadata={"help": "Only these benchmarks."})
     evaluation_dataset_name: str | None = field(default=None, metadata={"help": "Folder of the benchmarks' rows."})
@@ -69,8 +70,9 @@ def main(args: DecontaminateArguments, config: DecontaminationConfig) -> None:
     # Without `cpu`, processes on the CPU do not find each other. One may wait for the others for hours.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     place = (state.process_index, state.num_processes)
+    name = pin(args.dataset_name)  # the same rows in all processes
     with state.main_process_first():
-        pool = Pool(load_images(args.dataset_name, args.dataset_config, args.dataset_split, args.dataset_revision))
+        pool = Pool(load_images(name, args.dataset_config, args.dataset_split))
         against = benchmark_rows(args.suite, args.tasks, args.evaluation_dataset_name) if args.suite else []
         if state.is_main_process:
             start(pool, against, config, args.dataset_split, args.output_dir)

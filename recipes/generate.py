@@ -15,6 +15,7 @@ from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from sicog_trl.checkpoints import model_fingerprint
+from sicog_trl.data import pin
 from sicog_trl.files import absolute
 from sicog_trl.generation import (
     CandidateConfig,
@@ -82,14 +83,14 @@ def main(
     logging.getLogger("sicog_trl").setLevel(logging.INFO)
     # Without `cpu`, processes on the CPU do not find each other. The first one may hash images for hours.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
-    model, images = absolute(model_args.model_name_or_path), absolute(script_args.dataset_name)
+    model, images = absolute(model_args.model_name_or_path), pin(absolute(script_args.dataset_name))
     source = (images, script_args.dataset_config, script_args.dataset_train_split)
     with state.main_process_first():
         rows = ImageRows(load_images(*source), candidate_args.task)
         fingerprint = model_fingerprint(model, model_args.model_revision)
         fingerprint += f" as {sampler_args.served_model_name}" if sampler_args.served_model_name else ""
         output_dir = Path(args.output_dir).expanduser().resolve()
-        plan = make_plan(rows, candidate_args, output_dir, fingerprint, model_args.dtype)
+        plan = make_plan(rows, candidate_args, output_dir, fingerprint, model_args.dtype, images)
     shards = plan.missing(
         args.shard_index * state.num_processes + state.process_index,
         args.num_shards * state.num_processes,

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from trl import TrlParser
 
-from sicog_trl.data import load
+from sicog_trl.data import load, pin
 from sicog_trl.files import write_json
 from sicog_trl.preferences import PairConfig, load_scores, make_pairs
 
@@ -24,12 +24,12 @@ class PairArguments:
 
     Args:
         dataset_name (`list[str]`):
-            The chosen side, Hub ids or artefact folders: annotated or curated rows; candidates for
-            `rejected_from: ranked`.
+            The chosen side, artefact folders or Hub ids, at a revision or not: annotated or curated rows; candidates
+            for `rejected_from: ranked`.
         output_dir (`str`):
             Artefact folder; splits `preference` and `dropped`.
         dataset_config (`str`, *optional*):
-            Configuration of Hub datasets.
+            Configuration of the chosen side on the Hub; the one named like the split, if there is one, unless given.
         dataset_split (`str`, *optional*, defaults to `"annotated"`):
             Split of the chosen side, such as `annotated`, `curated`, `candidates`.
         rejected_dataset_name (`list[str]`, *optional*):
@@ -64,10 +64,12 @@ def main(args: PairArguments, pair_args: PairConfig) -> None:
         raise ValueError(f"rejected_from: {pair_args.rejected_from} needs {wanted}, and not {other}")
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process:
-        chosen = [load(name, args.dataset_config, args.dataset_split) for name in args.dataset_name]
-        damaged = [load(name, None, args.rejected_split) for name in args.rejected_dataset_name or []]
+        names, rejected = (list(map(pin, side or [])) for side in (args.dataset_name, args.rejected_dataset_name))
+        chosen = [load(name, args.dataset_config, args.dataset_split) for name in names]
+        damaged = [load(name, None, args.rejected_split) for name in rejected]
         scores = [load_scores(folder) for folder in args.scores or []]
-        summary = make_pairs(chosen, pair_args, args.output_dir, damaged, scores)
+        made = make_pairs(chosen, pair_args, args.output_dir, damaged, scores)
+        summary = {"dataset_name": names, "rejected_dataset_name": rejected, **made}
         write_json(Path(args.output_dir, "summary.json"), summary)
         print(json.dumps(summary))
     state.wait_for_everyone()

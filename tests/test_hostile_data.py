@@ -157,22 +157,6 @@ def test_what_is_written_replaces_a_link_and_not_what_it_points_to(tmp_path):
     assert (tmp_path / "secret.txt").read_text() == "kept" and not (tmp_path / "out.txt").is_symlink()
 
 
-def test_a_hub_dataset_shows_no_image_of_this_machine(tmp_path, monkeypatch):
-    write(tmp_path, {"secret.png": png(), "cache/mine.png": png()})
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-    def pull(path: Path) -> Dataset:
-        dataset = curated(stored(png()), stored(None, str(path)))
-        monkeypatch.setattr("sicog_trl.data.artefacts.load_dataset", lambda *args, **options: dataset)
-        return load("owner/name")
-
-    with pytest.raises(ValueError, match=r"owner/name names '.*secret.png' as an image: a file of this machine"):
-        pull(tmp_path / "secret.png")
-    with pytest.raises(ValueError, match="a file of this machine"):
-        pull(tmp_path / "cache" / ".." / "secret.png")
-    assert len(pull(tmp_path / "cache" / "mine.png")) == len(pull(tmp_path / "gone.png")) == 2
-
-
 # Images --------------------------------------------------------------------------------------------------------------
 
 

@@ -232,9 +232,9 @@ def test_missing_source_is_named(tmp_path):
 def test_hub_dataset_is_loaded_as_everywhere_else(monkeypatch):
     asked = []
     monkeypatch.setattr(sources, "load", lambda *options: asked.append(options))
-    load_images("owner/name", "config", "test", "v1")
+    load_images("owner/name@v1", "config", "test")
     load_images("name")
-    assert asked == [("owner/name", "config", "test", "v1"), ("name", None, "train", None)]
+    assert asked == [("owner/name@v1", "config", "test"), ("name", None, "train")]
 
 
 # WebDataset ----------------------------------------------------------------------------------------------------------

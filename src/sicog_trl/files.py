@@ -26,10 +26,9 @@ def is_local(name: str | Path) -> bool:
     `runs/sft` means a folder wherever there is a folder `runs`: a mistyped name is not looked up on the Hub.
     """
     text = str(name)
-    first, slash, _ = text.partition("/")
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+    if text.startswith((".", "/", "~")) or Path(text.partition("/")[0]).is_dir():
         return True
-    return Path(first).is_dir() if slash else Path(text).is_dir()
+    return text.partition("@")[0].count("/") > 1  # a revision of a Hub dataset may hold more: @refs/pr/1
 
 
 def missing_folder(kind: str, name: str | Path) -> FileNotFoundError:

@@ -77,10 +77,10 @@ class AnnotationConfig:
         if self.step_keys and len(self.step_keys) not in (1, 5):
             raise ValueError(f"step_keys names five keys, or one that holds all steps; got {self.step_keys}")
 
-    def records(self, dataset_name: str, config: str | None, split: str, revision: str | None = None) -> Records:
+    def records(self, dataset_name: str, config: str | None, split: str) -> Records:
         """Open the source, as [`Records`] does."""
         options = {name: getattr(self, name) for name in ("image_root", "number_rows", "max_rows", "seed")}
-        return Records(dataset_name, config, split, revision, **options)
+        return Records(dataset_name, config, split, **options)
 
 
 def annotate(records: Records, config: AnnotationConfig, output_dir: str | Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Records:
     Args:
         dataset_name (`str`):
             A `.json` (one list of objects) or `.jsonl` file, or whatever [`~sicog_trl.generation.load_images`] reads.
-        config, split, revision (`str`, *optional*):
+        config, split (`str`, *optional*):
             Of a dataset; a file has none.
         image_root (`str`, *optional*):
             Folder that relative image paths start from; the folder of the file unless given.
@@ -70,7 +70,6 @@ class Records:
         dataset_name: str,
         config: str | None = None,
         split: str = "train",
-        revision: str | None = None,
         image_root: str | None = None,
         number_rows: bool = False,
         max_rows: int | None = None,
@@ -80,7 +79,7 @@ class Records:
         self.name = dataset_name
         self.number_rows = number_rows
         self.file = path if path.suffix.lower() in (".json", ".jsonl") else None
-        self.dataset = None if self.file else load_images(dataset_name, config, split, revision)
+        self.dataset = None if self.file else load_images(dataset_name, config, split)
         if self.file and not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; name a .json or .jsonl file, a folder or a Hub id")
         self.image_root = Path(image_root).expanduser() if image_root else path.parent if self.file else None

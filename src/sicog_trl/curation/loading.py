@@ -11,7 +11,7 @@ def load_candidates(names: list[str], config: str | None = None, split: str = "c
 
     Args:
         names (`list[str]`):
-            Folders or Hub ids, such as those of a perception and of a reasoning model.
+            Folders or Hub ids, at a revision or not, such as those of a perception and of a reasoning model.
         config (`str`, *optional*):
             Configuration of Hub datasets.
         split (`str`, *optional*, defaults to `"candidates"`):

@@ -19,6 +19,7 @@ from .features import (
 )
 from .ids import repeated_id, repeated_rows
 from .mixture import MixtureConfig, load_mixture
+from .pulling import pin
 from .rows import batches, label_of, texts_of
 from .validation import Validation, validate
 
@@ -41,6 +42,7 @@ __all__ = [
     "load",
     "load_mixture",
     "num_rows",
+    "pin",
     "repeated_id",
     "repeated_rows",
     "save",

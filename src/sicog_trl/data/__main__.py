@@ -3,6 +3,7 @@ Check a dataset, and show one of its rows as a model will read it.
 
 ```bash
 python -m sicog_trl.data runs/digits/curate --model_name_or_path runs/digits/base
+python -m sicog_trl.data me/digits@round-1 --dataset_split curated
 ```
 
 Every image is decoded unless `--no_decode_images` is given. The exit code is 1 if a row or a column is not as the
@@ -21,6 +22,7 @@ from ..checkpoints import load_processor, placeholders
 from ..files import is_local
 from ..images import UnreadableImageError, open_image
 from .artefacts import load, splits
+from .pulling import pin, pulled_splits
 from .rows import image_column, label_of
 from .validation import PLACEHOLDERS, Validation, validate
 
@@ -28,22 +30,24 @@ from .validation import PLACEHOLDERS, Validation, validate
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, see the module; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sicog_trl.data", description="Check a dataset.")
-    parser.add_argument("dataset_name", help="folder of an artefact, or Hub id")
+    parser.add_argument(
+        "dataset_name", help="folder of an artefact, or Hub id, at a revision such as me/digits@round-1"
+    )
     parser.add_argument("--dataset_config", help="configuration of a Hub dataset, or sub-folder")
-    parser.add_argument("--dataset_split", help="split; all of a folder, or `train` of a Hub dataset, unless given")
-    parser.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
+    parser.add_argument("--dataset_split", help="split; all that there are unless given")
     parser.add_argument("--model_name_or_path", help="model whose processor shall read a row and count its tokens")
     parser.add_argument("--model_revision", help="branch, tag or commit of a Hub model")
     parser.add_argument("--no_decode_images", action="store_true", help="do not open the images")
     args = parser.parse_args(arguments)
-    name, config = args.dataset_name, args.dataset_config
+    config = args.dataset_config
     try:
+        name = pin(args.dataset_name)
         model = args.model_name_or_path
         processor = load_processor(model, revision=args.model_revision) if model else None
         wanted = [args.dataset_split] if args.dataset_split else _splits(name, config)
         good = True
         for split in wanted:
-            dataset = load(name, config, split, args.dataset_revision)
+            dataset = load(name, config, split)
             tokens = placeholders(processor) if processor else PLACEHOLDERS
             found = validate(dataset, tokens, decode_images=not args.no_decode_images)
             lines = [*_summary(name, split, dataset, found), *found.lines(), *_example(dataset, found, processor)]
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _splits(name: str, config: str | None) -> list[str]:
     if not is_local(name):
-        return ["train"]
+        return pulled_splits(name, config)
     if found := splits(name, config):
         return found
     raise FileNotFoundError(f"{name} is no artefact folder: there is no data/<split>-00000-of-00001.parquet in it")

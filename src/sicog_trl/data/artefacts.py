@@ -1,46 +1,40 @@
 """How an artefact is written and read."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_dataset
-from datasets import config as hf
-from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..files import is_local, missing_folder, replacing, write_text
-from .rows import batches, image_column
+from .pulling import pull
 
 
-def load(name: str, config: str | None = None, split: str = "train", revision: str | None = None) -> Dataset:
+def load(name: str, config: str | None = None, split: str = "train") -> Dataset:
     """
     Load one split of an artefact.
 
     Args:
         name (`str`):
-            Folder of Parquet files or Hub id.
+            Folder of Parquet files, Hub id, or Hub id at a branch, a tag or a commit, such as `me/digits@round-1`.
         config (`str`, *optional*):
-            Configuration of a Hub dataset, or sub-folder of a local one.
+            Configuration of a Hub dataset; unless given the one that is named like the split, or else the default one.
+            Sub-folder of a local one; the name of the split, which is its configuration too, is the folder itself.
         split (`str`, *optional*, defaults to `"train"`):
             Name of the split.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a Hub dataset.
 
     Returns:
         `datasets.Dataset`: the rows; images are decoded only when they are read.
 
     Raises:
-        `ValueError`: if a file is damaged, or a Hub dataset names images of this machine.
+        `ValueError`: if a file is damaged, or a Hub dataset names images of this machine. See
+        [`~sicog_trl.data.pulling.pin`] for what else a Hub dataset may lack.
     """
     if not is_local(name):
-        dataset = load_dataset(name, config, split=split, revision=revision)
-        _refuse_local_images(dataset, name)
-        return dataset
+        return pull(name, config, split)
     files = split_files(name, config, split)
     if not sum(map(_num_rows, files)):
         # `load_dataset` takes a split without rows for a split that is not there
@@ -56,23 +50,15 @@ def _num_rows(file: Path) -> int:
         raise ValueError(f"{file} is damaged or no Parquet file: {error}; make it again") from error
 
 
-def _refuse_local_images(dataset: Dataset, name: str) -> None:
-    """Refuse a Hub dataset that names files of this machine: they would be shown, and published with what is made."""
-    if (column := image_column(dataset)) is None:
-        return
-    caches = [Path(each).resolve() for each in (hf.HF_CACHE_HOME, hf.HF_DATASETS_CACHE, HF_HUB_CACHE)]
-    for _, raw in batches(dataset.select_columns(column).with_format("arrow")):
-        for chunk in raw[column].chunks:
-            flat = chunk if pa.types.is_struct(chunk.type) else chunk.flatten()
-            by_path = pc.struct_field(flat, "path").filter(pc.is_null(pc.struct_field(flat, "bytes")))
-            for path in filter(os.path.isfile, by_path.drop_null().to_pylist()):
-                if not any(Path(path).resolve().is_relative_to(cache) for cache in caches):
-                    raise ValueError(f"{name} names {path!r} as an image: a file of this machine, not of the dataset")
+def artefact_folder(name: str | Path, config: str | None, split: str) -> Path:
+    """Return where a split lies: in the sub-folder `config`, which may also name the split, as on the Hub."""
+    folder = Path(name, config) if config else Path(name)
+    return Path(name) if config == split and not folder.is_dir() else folder
 
 
 def split_files(name: str | Path, config: str | None, split: str) -> list[Path]:
     """Return the Parquet files of a split of a local artefact folder; that one is missing is an error."""
-    folder = Path(name, config) if config else Path(name)
+    folder = artefact_folder(name, config, split)
     if not folder.is_dir():
         raise missing_folder("dataset", folder)
     files = sorted((folder / "data").glob(f"{split}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.parquet"))

@@ -16,8 +16,9 @@ class MixtureConfig:
 
     Args:
         datasets (`list[dict]`, *optional*):
-            One mapping per source with the keys `path` (Hub id or folder), `config`, `split` (`"train"` if missing)
-            and `weight` (1.0 if missing). Leave it out to train on `dataset_name` alone.
+            One mapping per source with the keys `path` (folder or Hub id, such as `me/digits@round-1`), `config`,
+            `split` (`"train"` if missing) and `weight` (1.0 if missing). Leave it out to train on `dataset_name`
+            alone.
         mixture_seed (`int`, *optional*, defaults to `0`):
             Seed of the interleaving.
     """

@@ -24,7 +24,7 @@ from .inputs import ImageRows
 _MAX_SHARDS = 99_999  # five digits in a file name
 _FOOTER = b"sicog_trl"
 # keys of plan.json that are compared in their own way
-_NO_SETTINGS = {"num_rows", "left_out", "counts", "source", "digests", "previous"}
+_NO_SETTINGS = {"num_rows", "left_out", "counts", "source", "dataset_name", "digests", "previous"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,12 @@ class Plan:
 
 
 def make_plan(
-    rows: ImageRows, config: CandidateConfig, output_dir: str | Path, model: str, dtype: str | None = None
+    rows: ImageRows,
+    config: CandidateConfig,
+    output_dir: str | Path,
+    model: str,
+    dtype: str | None = None,
+    dataset_name: str | None = None,
 ) -> Plan:
     """
     Write `plan.json`, or check it if the run was started before; a larger number of candidates is entered in it.
@@ -150,6 +155,8 @@ def make_plan(
             Identifies the weights.
         dtype (`str`, *optional*):
             Precision of the weights.
+        dataset_name (`str`, *optional*):
+            What the rows were read from, for whoever asks later; a Hub dataset with its commit.
 
     Raises:
         [`AnotherRunError`]: if what decides the text of a candidate is not what it was when the run was started; it
@@ -178,6 +185,7 @@ def make_plan(
         "previous": taken,
         "counts": config.counts,
         "source": rows.source,
+        "dataset_name": dataset_name,
         "digests": list(digests),
     }
     if plan != found:
@@ -221,7 +229,7 @@ def _earlier(config: CandidateConfig, found: dict[str, Any] | None) -> tuple[Pla
             raise ValueError(f"previous: {name} is {said.get(name)} there and {getattr(config, name)} here")
     if not _covers(config.counts, taken):
         _refuse_fewer(plan.output_dir, taken, config.counts)
-    settings = {key: value for key, value in said.items() if key not in ("counts", "source")}
+    settings = {key: value for key, value in said.items() if key not in ("counts", "source", "dataset_name")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return plan, {"settings": digest, "counts": taken}
 

@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..data import load
+from ..data.artefacts import artefact_folder
 from ..files import is_local, missing_folder
 from .columns import image_columns
 from .inputs import NO_ROWS
@@ -25,7 +26,7 @@ _SUFFIXES = dict.fromkeys(ImageFolder.EXTENSIONS, "image") | {".parquet": "Parqu
 _SPLITS = frozenset("train training validation valid val dev test testing eval evaluation".split())
 
 
-def load_images(name: str, config: str | None = None, split: str = "train", revision: str | None = None) -> Dataset:
+def load_images(name: str, config: str | None = None, split: str = "train") -> Dataset:
     """
     Load images from wherever they are; nothing is decoded, and files of an image folder are not copied.
 
@@ -36,11 +37,9 @@ def load_images(name: str, config: str | None = None, split: str = "train", revi
             `metadata.csv`, `metadata.jsonl` or `metadata.parquet` with `file_name` (or `file_names`, several images
             per row) and `id`, `question`, `answer`. Hidden files and links to folders are not followed.
         config (`str`, *optional*):
-            Configuration of a Hub dataset, or sub-folder of a local one.
+            Configuration of a Hub dataset, or sub-folder of a local one, as in [`~sicog_trl.data.load`].
         split (`str`, *optional*, defaults to `"train"`):
             Name of the split. Parquet and tar files belong to the split that their name begins with.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a Hub dataset.
 
     Returns:
         `datasets.Dataset`: rows that [`ImageRows`] reads.
@@ -56,8 +55,8 @@ def load_images(name: str, config: str | None = None, split: str = "train", revi
             raise ValueError(f"{path} is a file and has no configuration {config!r}; leave it out")
         return _load_files(kind, [path] if split == "train" else _of_split([path], split, str(path)))
     if not is_local(name) and kind is None:
-        return load(name, config, split, revision)
-    folder = path / config if config else path
+        return load(name, config, split)
+    folder = artefact_folder(path, config, split)
     if not folder.is_dir():
         hint = "what images are read from: a folder, a Parquet file, a .tar or a Hub id"
         raise FileNotFoundError(f"{missing_folder('dataset', folder)}; {hint}")

@@ -8,7 +8,7 @@ from datasets import Dataset, Image, List, Value
 from trl import DPOConfig, ScriptArguments, SFTConfig
 
 from ..checkpoints import load_processor, placeholders
-from ..data import MixtureConfig, label_of, load, load_mixture, split_files, validate
+from ..data import MixtureConfig, label_of, load, load_mixture, pin, split_files, validate
 from ..data.rows import TEXTS
 from ..files import is_local
 from ..provenance import hash_files
@@ -22,6 +22,9 @@ def training_data(
 ) -> tuple[Dataset, Dataset | None]:
     """
     Load what to train and what to evaluate on: a mixture, or the splits of one dataset.
+
+    Hub datasets are given their commit in `script_args` and `mixture`, see [`~sicog_trl.data.pin`]: what is written
+    down of the run names the rows that it read, and it does not go on with others.
 
     Args:
         kind (`str`):
@@ -49,7 +52,11 @@ def training_data(
         raise ValueError("both dataset_name and datasets are given: leave one of them out")
     if evaluates and not name:
         raise ValueError("eval_strategy needs dataset_name, the dataset to evaluate on")
+    script_args.dataset_name = name = pin(name) if name else None
     if mixture.datasets:
+        mixture.datasets = [
+            {**each, "path": pin(each["path"])} if each.get("path") else each for each in mixture.datasets
+        ]
         train = load_mixture(mixture)
     else:
         train = load(name, script_args.dataset_config, script_args.dataset_train_split)
@@ -87,15 +94,17 @@ def has_images(dataset: Dataset) -> bool:
 
 
 def data_fingerprint(script_args: ScriptArguments, mixture: MixtureConfig, evaluates: bool = False) -> dict[str, str]:
-    """Return a hash of the files of each local split that [`training_data`] reads; a Hub id stands for itself."""
+    """Return what identifies each split that [`training_data`] reads: a hash of local files, the commit on the Hub."""
     sources = [(each["path"], each.get("config"), each.get("split") or "train") for each in mixture.datasets or []]
     splits = [] if mixture.datasets else [script_args.dataset_train_split]
     splits += [script_args.dataset_test_split] if evaluates else []
     sources += [(script_args.dataset_name, script_args.dataset_config, split) for split in splits]
-    return {
-        "/".join(filter(None, source)): hash_files(split_files(*source)) if is_local(source[0]) else "not local"
-        for source in sources
-    }
+    found = {}
+    for name, *part in sources:
+        local = is_local(name)
+        key = "/".join(filter(None, (name if local else name.partition("@")[0], *part)))
+        found[key] = hash_files(split_files(name, *part)) if local else pin(name)
+    return found
 
 
 def refuse_image_loss(args: SFTConfig | DPOConfig, dataset: Dataset) -> None:
