@@ -6,7 +6,7 @@ gets in. `model.py` writes the card of a model from what its folder records, wit
 scores (`scores.py`).
 """
 
-from .common import between, listed, merged, metadata_of, public, whole
+from .common import between, listed, merged, metadata_of, text_of, whole, with_part
 from .model import model_card, validate_model_card
 from .scores import show_scores
 
@@ -17,8 +17,9 @@ __all__ = [
     "merged",
     "metadata_of",
     "model_card",
-    "public",
     "show_scores",
+    "text_of",
     "validate_model_card",
     "whole",
+    "with_part",
 ]

@@ -7,8 +7,6 @@ from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
 
 
-# Of the settings of a run: places on the machine that made it, and checks of its input.
-_UNTOLD = re.compile(r"(^|_)(base_url|api_key|token|cache|output_dir|source|digests?|path|password|secret)s?$")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}")
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
@@ -85,11 +83,25 @@ def between(text: str, part: str, begin: str, end: str) -> str | None:
 
 def with_part(text: str, part: str, begin: str, end: str) -> str:
     """Return `text` with our part in it: in the place of an earlier one, or behind everything."""
-    part = f"{begin}\n{re.sub(chr(10) + '{3,}', chr(10) * 2, part).strip()}\n{end}\n"
+    part = f"{begin}\n{_squeezed(part)}\n{end}\n"
     replaced = between(text, part, begin, end)
     if replaced is not None:
         return replaced
     return f"{text.rstrip()}\n\n{part}" if text.strip() else part
+
+
+def _squeezed(text: str) -> str:
+    """Return Markdown without repeated empty lines, but for those in blocks of code, which are shown as they are."""
+    lines, fence = [], ""
+    for line in text.strip().split("\n"):
+        mark = re.match("`{3,}", line)
+        if mark and not fence:
+            fence = mark[0]
+        elif fence and line == fence:
+            fence = ""
+        if line or fence or lines[-1]:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def whole(metadata: dict[str, Any], text: str) -> str:
@@ -103,14 +115,3 @@ def whole(metadata: dict[str, Any], text: str) -> str:
     if _TOKEN.search(card):
         raise ValueError("something that looks like an access token stands in the card; it is not pushed")
     return card
-
-
-def public(value: Any) -> Any:
-    """Return settings without what belongs to one machine or one person; of absolute paths the last part is told."""
-    if isinstance(value, dict):
-        return {str(key): public(inner) for key, inner in value.items() if not _UNTOLD.search(str(key))}
-    if isinstance(value, list):
-        return [public(inner) for inner in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "file:")):
-        return value.rstrip("/").rsplit("/", 1)[-1]
-    return value

@@ -8,7 +8,6 @@ from markupsafe import Markup
 
 from ..prompts import prompt_for
 from ..report import aligned_table, flat, read_json
-from .common import public
 
 
 _METHODS = {
@@ -149,7 +148,7 @@ def _told(settings: dict[str, Any]) -> list[tuple[str, str]]:
     found = {name: value for name, value in found.items() if value is not False and value not in (None, [], {}, "")}
     if settings:
         found["max_length"] = settings.get("max_length") or "none, no row is cut"
-    return flat(public(found))
+    return flat(found)
 
 
 def _number(value: Any) -> str:

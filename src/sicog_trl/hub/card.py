@@ -10,6 +10,7 @@ from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..cards.common import listed, merged, text_of, whole, with_part
 from ..report import markdown_environment
 from .content import content
 from .counts import Counts
@@ -17,7 +18,6 @@ from .licences import LICENSES
 
 
 BEGIN, END = "<!-- sicog-trl: begin, written anew by every push -->", "<!-- sicog-trl: end -->"
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}")
 _TAGS = ["synthetic", "self-generated", "vision-language", "sicog-trl"]
 
 
@@ -43,37 +43,13 @@ def write_card(about: dict[str, Any], counts: dict[str, Counts], sizes: dict[str
     Raises:
         `ValueError`: if the card that is there names other licences, or a token stands in what is to be published.
     """
-    card = DatasetCard(existing or "---\n{}\n---\n", ignore_metadata_errors=False)
-    data = DatasetCardData(**_merged(card.data.to_dict() if existing else {}, metadata(about)))
+    there = DatasetCard(existing, ignore_metadata_errors=False).data.to_dict() if existing else {}
+    data = DatasetCardData(**merged(there, metadata(about)))
     _forget(data, about["left_out"])
     MetadataConfigs(_configs(data, counts)).to_dataset_card_data(data)
     DatasetInfosDict({name: _info(name, one, sizes[name]) for name, one in counts.items()}).to_dataset_card_data(data)
     body = markdown_environment().get_template("dataset_card.md.jinja").render(content(about, counts))
-    body = f"{BEGIN}\n{_squeezed(body)}\n{END}\n"
-    text = card.text if existing else ""
-    if BEGIN in text and END in text:
-        # The last end: what a model said stands between, and may hold one.
-        body = text[: text.index(BEGIN)] + body.rstrip("\n") + text[text.rindex(END) + len(END) :]
-    elif text.strip():
-        body = f"{text.rstrip()}\n\n{body}"
-    whole = f"---\n{data.to_yaml()}\n---\n{body.lstrip()}"
-    if _TOKEN.search(whole):
-        raise ValueError("something that looks like an access token stands in the card; it is not pushed")
-    return whole
-
-
-def _squeezed(body: str) -> str:
-    """Return Markdown without repeated empty lines, but for those in blocks of code, which are shown as they are."""
-    lines, fence = [], ""
-    for line in body.strip().split("\n"):
-        mark = re.match("`{3,}", line)
-        if mark and not fence:
-            fence = mark[0]
-        elif fence and line == fence:
-            fence = ""
-        if line or fence or lines[-1]:
-            lines.append(line)
-    return "\n".join(lines)
+    return whole(data.to_dict(), with_part(text_of(existing), body, BEGIN, END))
 
 
 def metadata(about: dict[str, Any]) -> dict[str, Any]:
@@ -94,26 +70,6 @@ def metadata(about: dict[str, Any]) -> dict[str, Any]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-
-
-def _merged(existing: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Return existing metadata with ours added: what is there stays, lists are joined."""
-    for key in ("license", "license_name", "license_link"):
-        if key in existing and key in ours and _listed(existing[key]) != _listed(ours[key]):
-            raise ValueError(
-                f"the card on the Hub says {key}: {existing[key]}, and this push {ours[key]}; change one of them"
-            )
-    merged = dict(existing)
-    for key, value in ours.items():
-        if isinstance(value, list) and key in existing:
-            merged[key] = list(dict.fromkeys([*_listed(existing[key]), *value]))
-        elif not existing.get(key):
-            merged[key] = value
-    return merged
-
-
-def _listed(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
 
 
 def _forget(data: DatasetCardData, names: list[str]) -> None:
@@ -171,18 +127,18 @@ def validate_card(text: str, files: list[str]) -> DatasetCardData:
     except Exception as error:  # each of the libraries has its own
         raise ValueError(f"the metadata of the card cannot be read: {error}") from error
     wrong = []
-    licenses = _listed(data.get("license"))
+    licenses = listed(data.get("license"))
     if unknown := [str(name) for name in licenses if name not in LICENSES]:
         wrong.append(f"license {unknown[0]!r} is none that the Hub knows; use `other` with license_name and _link")
     if "other" in licenses and not (data.get("license_name") and data.get("license_link")):
         wrong.append("license `other` needs license_name and license_link")
     for name, entry in configs.items():
-        for source in _listed(entry.get("data_files") or []):
-            patterns = _listed(source["path"] if isinstance(source, dict) else source)
+        for source in listed(entry.get("data_files") or []):
+            patterns = listed(source["path"] if isinstance(source, dict) else source)
             if not any(fnmatch.fnmatch(file, pattern) for file in files for pattern in patterns):
                 wrong.append(f"configuration {name!r} names {', '.join(patterns)}, which matches no file")
     wrong += [f"dataset_info describes {name!r}, which is no configuration" for name in infos if name not in configs]
-    for code in _listed(data.get("language") or []):
+    for code in listed(data.get("language") or []):
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", str(code)):
             wrong.append(f"language {code!r} is no ISO 639 code")
     if wrong:
