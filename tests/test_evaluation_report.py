@@ -17,7 +17,10 @@ from sicog_trl.report.evaluation import MAX_TEXT, write_evaluation_report
 from sicog_trl.report.evaluation_tables import describe, protocols, results
 
 
-HOSTILE = "<script>alert('a')</script> [x](https://evil.example) ![i](//evil.example/i) | `code` {{ 7 * 7 }}"
+HOSTILE = (
+    "<script>alert('a')</script><svg onload=alert(1)></svg> [x](https://evil.example) ![i](//evil.example/i) | `code` "
+    "{{ 7 * 7 }}"
+)
 NUM_ROWS = 60
 # Share of right rows: training helps either way; asking step by step helps by itself.
 SHARES = {("base", "direct"): 0.3, ("trained", "direct"): 0.6, ("base", "steps"): 0.5, ("trained", "steps"): 0.8}
@@ -26,7 +29,7 @@ HEALTH = {"empty": 1, "truncated": 2, "unparsed": 3, "unscored": 0, "judge_calls
 
 def write_task(folder, model, task, scores, metric="accuracy", headline=None, response=HOSTILE):
     rows = [
-        {"doc_id": i, "id": f"row-{i}", "hash": f"{i}", "input": f"{HOSTILE} {i}", "target": "three"}
+        {"doc_id": i, "id": f"row-{i}", "hash": f"{i}", "input": f"{HOSTILE} {i}", "target": f"three {HOSTILE}"}
         | {"response": response, "answer": "A", "scores": {metric: score}, "num_tokens": 7}
         for i, score in enumerate(scores)
     ]
@@ -168,9 +171,9 @@ def test_rows_that_changed_have_images_or_a_reason(run):
 
 def test_hostile_text_stays_text(run):
     html, page = pages(run)
-    assert "<script" not in html
-    assert "<script" not in page
-    assert "&lt;script&gt;" in html
+    assert "<script" not in html and "<svg onload" not in html
+    assert "<script" not in page and "<svg" not in page
+    assert "&lt;script&gt;" in html and "&lt;svg onload" in html
     assert "{{ 7 * 7 }}" in html
     assert not re.search(r"(?<!\\)\]\((https?:)?//", page)
     assert not re.search(r"<(?!/?(svg|br)\b)[a-z]+[^>]*(onload|src=.//)", html)

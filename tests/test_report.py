@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,15 @@ def both(run: Path) -> tuple[str, str]:
     return page.read_text(), page.with_suffix(".md").read_text()
 
 
+def spoilt(value: object) -> object:
+    """Put hostile text behind every text in a value."""
+    if isinstance(value, dict):
+        return {name: spoilt(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [spoilt(inner) for inner in value]
+    return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+
 class TestWriteReport:
     def test_says_what_was_measured(self, tmp_path):
         for text in both(make_run(tmp_path)):
@@ -196,6 +206,31 @@ class TestWriteReport:
         assert "<script" not in page and "<svg onload" not in page
         assert "<script" not in twin and "<svg" not in twin
         assert "[x](" not in twin and "https://evil" not in twin
+
+    def test_text_in_any_field_of_any_row_stays_text(self, tmp_path):
+        run = make_run(tmp_path)
+        data = run / "sicog" / "round-1"
+        for path in [*data.glob("*/data/*.parquet"), data / "curate" / "scores.parquet"]:
+            table = pq.read_table(path)
+            pq.write_table(pa.Table.from_pylist([spoilt(row) for row in table.to_pylist()], table.schema), path)
+        stages = json.loads((run / "stages.json").read_text())
+        for stage in stages:
+            stage |= {"status": f"done {HOSTILE}"}
+            if reasons := stage["counts"].get("dropped"):
+                stage["counts"]["dropped"] = {spoilt(reason): count for reason, count in reasons.items()}
+                stage["counts"]["label_accuracy_before"] = {HOSTILE: 0.5}
+        (run / "stages.json").write_text(json.dumps(stages))
+        for name in ("manifest.json", "evaluate/scores.json"):
+            content = json.loads((run / name).read_text())
+            (run / name).write_text(json.dumps(spoilt(content | {"manifest": {"command": HOSTILE}})))
+        (run / "config.yaml").write_text(f"output_dir: {HOSTILE}\n```\n<img src=x onerror=alert(1)>\n")
+        page, twin = both(run)
+        outside = re.sub(r"^(`{3,}).*?^\1$", "", twin, flags=re.DOTALL | re.MULTILINE)  # blocks of code are inert
+        assert "<script" not in page and "<svg onload" not in page and "<img src=x" not in page
+        assert "<script" not in outside and "<svg" not in outside and "<img" not in outside
+        assert not re.search(r"(?<!\\)\]\((https?:)?//", outside) and "https://" not in outside
+        cards = page.split("<h2>Samples")[1].split("<h2>")[0]
+        assert cards.count('<article class="card">') == 10 and cards.count("&lt;script&gt;") > 50
 
     def test_is_self_contained(self, tmp_path):
         page, _ = both(make_run(tmp_path))

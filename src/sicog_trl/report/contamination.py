@@ -178,7 +178,9 @@ def _pair(dropped: Any, pool: "Pool", row: int, other: dict[str, Any]) -> dict[s
 
 def _side(name: str, rows: Any) -> dict[str, Any]:
     """Return one row as the page shows it."""
-    return {"name": name, **pictures(rows.images[0]), "asked": cut(rows.asked[0]), "said": cut(rows.said[0])}
+    texts = ([one] if isinstance(one, str) else one for one in (rows.asked[0], rows.said[0]))
+    asked, said = (cut(" / ".join(filter(None, one))) for one in texts)
+    return {"name": name, **pictures(rows.images[0]), "asked": asked, "said": said}
 
 
 def _nothing(name: str, reason: str) -> dict[str, Any]:
