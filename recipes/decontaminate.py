@@ -26,6 +26,7 @@ from sicog_trl.decontamination import (
 )
 from sicog_trl.files import write_json
 from sicog_trl.generation.sources import load_images
+from sicog_trl.report import write_contamination_report
 
 
 @dataclass
@@ -38,7 +39,8 @@ class DecontaminateArguments:
             The pool: images, as `generate.py` reads them, or an artefact of candidates or training data; a folder or a
             Hub id, at a revision or not.
         output_dir (`str`):
-            Artefact folder; the split that was read, without the dropped rows, and `dropped`.
+            Artefact folder; the split that was read, without the dropped rows, and `dropped`. Gets
+            `decontamination.html` too, which shows dropped rows beside what they are near to.
         dataset_config, dataset_split (`str`, *optional*):
             Which part of the pool; the split `train` unless given.
         suite (`str`, *optional*):
@@ -84,6 +86,7 @@ def main(args: DecontaminateArguments, config: DecontaminationConfig) -> None:
         summary = conclude(pool, against, config, args.dataset_split, args.output_dir)
         write_json(Path(args.output_dir, "summary.json"), summary)
         print(overview(summary))
+        print(f"page: {write_contamination_report(args.output_dir, against)}")
         print(json.dumps(summary))
     state.wait_for_everyone()
 
