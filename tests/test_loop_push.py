@@ -189,12 +189,15 @@ def test_two_rounds_become_two_tags_of_one_repository(hub, loop, processes, tmp_
     assert len(first) == len(second) == 6 and "copied" not in first and pulled(None) == second
     assert all("A red three" in text for text in first.values())
     assert all("A blue nine" in text for text in second.values())
+    assert set(load(f"{REPO}@round-1", split="candidates")["id"]) == set(first)  # as recipes name it
     card = hub.files(REPO, "round-2")["README.md"].decode()
     assert "contaminated | 1" in card and 'revision="round-2"' in card and str(tmp_path) not in card
 
     report = write_report(folder).with_suffix(".md").read_text()
     for tag, commit in repo.tags.items():
         assert f"| {REPO} | {tag} | {commit} | its owners |" in report
+    assert report.count("[pair-1-1-1-1]") == report.count("[pair-1-1-2-1]") == 2  # both pictures
+    assert (folder / "decontaminate/decontamination.html").exists()
     assert "7 rows came in and 6 were kept; dropped: 1 contaminated." in report
     assert "- copied, contaminated: image of digits\\_caption, row 0" in report.replace("digits_", "digits\\_")
 
