@@ -14,7 +14,15 @@ import pytest
 from datasets import Dataset, Features, Image, Value, load_dataset
 from PIL import Image as Pictures
 
-from sicog_trl.data import CANDIDATES_FEATURES, CURATED_FEATURES, IMAGES_FEATURES, load, save, split_file
+from sicog_trl.data import (
+    CANDIDATES_FEATURES,
+    CURATED_FEATURES,
+    IMAGES_FEATURES,
+    PREFERENCE_FEATURES,
+    load,
+    save,
+    split_file,
+)
 from sicog_trl.decontamination import (
     Benchmark,
     DecontaminationConfig,
@@ -293,6 +301,17 @@ def test_no_image_is_decoded_twice_and_a_killed_run_goes_on(tmp_path, monkeypatc
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_every_row_of_a_benchmark_is_known_by_its_number(tmp_path, monkeypatch):
+    """Benchmarks have more rows than a part."""
+    small_parts(monkeypatch)
+    asked = [{"image": stored(photo(n)), "question": f"{n} {QUESTION} number {n}"} for n in range(7)]
+    pool = pool_of([{"images": [stored(photo(n), "JPEG")]} for n in range(7)])
+    summary, dropped = check(pool, [benchmark_of(asked)], tmp_path)
+    assert {name: row["near"][0]["row"] for name, row in dropped.items()} == {f"row-{n}": n for n in range(7)}
+    compared = {"rows": 7, "images": 7, "unreadable_images": 0, "flat_images": 0, "texts": 7, "texts_too_common": 0}
+    assert summary["benchmarks"]["asked"] == {"origin": "here", **compared}
+
+
 def test_processes_share_the_work_and_write_the_same(tmp_path, monkeypatch):
     small_parts(monkeypatch)
     pool, benchmarks = scenes()
@@ -419,12 +438,130 @@ def test_the_recipe_finds_a_test_scene_and_goes_on_after_a_kill(digits_world, tm
     assert load(str(out), split="dropped")["images"][0][0] == leaked["images"][0][0]
 
 
+def candidate(text: str) -> dict:
+    return dict.fromkeys(CANDIDATES_FEATURES["candidates"].feature) | {"text": text, "mode": "m"}
+
+
 def test_candidates_pass_through_with_all_their_columns(tmp_path):
-    candidate = dict.fromkeys(CANDIDATES_FEATURES["candidates"].feature) | {"text": "A ball.", "mode": "m"}
-    row = {"question": None, "answer": None, "task": "description", "error": None, "candidates": [candidate]}
+    row = {
+        "question": None,
+        "answer": None,
+        "task": "description",
+        "error": None,
+        "candidates": [candidate("A ball.")],
+    }
     rows = [{**row, "id": str(n), "images": [stored(photo(n))]} for n in range(3)]
     pool = Pool(Dataset.from_list(rows, features=CANDIDATES_FEATURES))
     check(pool, [benchmark_of([{"image": stored(photo(1))}])], tmp_path)
     kept = load(str(tmp_path))
     assert kept.features == CANDIDATES_FEATURES and kept["id"][:] == ["0", "2"]
-    assert kept["candidates"][0] == [candidate]
+    assert kept["candidates"][0] == [candidate("A ball.")]
+
+
+def test_every_candidate_counts_by_itself_and_none_tells_rows_apart(tmp_path):
+    """Half of a benchmark's caption in one candidate and half in another is no copy."""
+    first, second = QUESTION[: len(QUESTION) // 2], QUESTION[len(QUESTION) // 2 :]
+    said = {
+        "copied": ["A ball.", f"I see this: {QUESTION}"],
+        "halves": [f"{first} and so on", f"and so on {second}"],
+        "again": ["A ball.", None],
+        "none": [],
+    }
+    row = {"question": None, "answer": None, "task": "description", "error": None}
+    rows = [
+        {
+            **row,
+            "id": name,
+            "images": [stored(photo(name == "copied"))],
+            "candidates": [candidate(text) for text in some],
+        }
+        for name, some in said.items()
+    ]
+    pool = Pool(Dataset.from_list(rows, features=CANDIDATES_FEATURES))
+    _, dropped = check(pool, [benchmark_of([{"answer": QUESTION}])], tmp_path)
+    assert {name: (one["reason"], one["near"][0]["matched"]) for name, one in dropped.items()} == {
+        "copied": ("contaminated", "caption"),
+        "again": ("duplicate", "row"),
+        "none": ("duplicate", "row"),
+    }
+
+
+def test_both_sides_of_a_preference_and_earlier_turns_count(tmp_path):
+    """What a model is trained away from is said to it all the same."""
+
+    def turns(*texts: str) -> list[dict]:
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+    def answer(text: str) -> list[dict]:
+        return [{"role": "assistant", "content": text}]
+
+    rows = [
+        {"prompt": turns("What?"), "chosen": answer("A ball."), "rejected": answer(QUESTION)},
+        {"prompt": turns("What?", QUESTION, "And now?"), "chosen": answer("A ball."), "rejected": answer("A cube.")},
+        {"prompt": turns("What?"), "chosen": answer("A ball."), "rejected": answer("A cube.")},
+        {"prompt": turns("What?"), "chosen": answer("A ball."), "rejected": answer("A cone.")},
+        {"prompt": turns("What?"), "chosen": answer("A ball."), "rejected": answer("a cone")},
+    ]
+    empty = dict.fromkeys(PREFERENCE_FEATURES) | {"images": [stored(photo(1))]}
+    whole = [{**empty, "id": str(number), **row} for number, row in enumerate(rows)]
+    pool = Pool(Dataset.from_list(whole, features=PREFERENCE_FEATURES))
+    _, dropped = check(pool, [benchmark_of([{"answer": QUESTION}])], tmp_path)
+    reasons = {name: one["reason"] for name, one in dropped.items()}
+    assert reasons == {"0": "contaminated", "1": "contaminated", "4": "duplicate"}
+
+
+def test_texts_and_conversations_of_other_shapes_are_read(tmp_path):
+    """Plain texts, and a question that stands in the ending because there is no prompt."""
+    plain = Dataset.from_list(
+        [{"id": "a", "prompt": QUESTION, "completion": "yes"}, {"id": "b", "prompt": "?", "completion": QUESTION}]
+    )
+    talk = [
+        {"role": "user", "content": [{"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    ]
+    whole = Dataset.from_list([{"id": "c", "messages": talk}])
+    implicit = Dataset.from_list([{"id": "d", "chosen": talk, "rejected": talk[1:]}])
+    for number, rows in enumerate((plain, whole, implicit)):
+        pool = Pool(rows)
+        _, dropped = check(pool, [benchmark_of([{"question": QUESTION}])], tmp_path / str(number))
+        assert list(dropped) == rows["id"][:]
+        assert pool.read(0, 1).asked == [[QUESTION]]
+
+
+def test_a_long_wording_that_all_rows_share_does_not_make_them_duplicates(tmp_path):
+    """One picture, one answer, and a page of instructions around questions that differ."""
+    wording = " ".join(f"word{n}" for n in range(80))
+    ships = [f"{wording} How many {thing} are there?" for thing in ("ships", "cranes", "gulls", "sailors")]
+    others = [f"{wording} What does sign {n} say?" for n in range(12)]
+    rows = [{"id": text[-20:], "images": [stored(photo(1))], "question": text} for text in [*ships, *others]]
+    pool = pool_of([*rows, {**rows[2], "id": "again"}])
+    _, dropped = check(pool, [], tmp_path)
+    assert list(dropped) == ["again"]
+
+
+def test_a_pool_or_benchmark_with_other_content_under_the_same_ids_is_another_check(tmp_path):
+    def rows(picture: int, question: str = "?") -> list[dict]:
+        return [{"images": [stored(photo(picture))], "question": question}]
+
+    asked = benchmark_of([{"question": QUESTION, "image": stored(photo(3))}])
+    check(pool_of(rows(1)), [asked], tmp_path)
+    check(pool_of(rows(1)), [asked], tmp_path)  # the same again
+    for other in (rows(2), rows(1, "!")):
+        with pytest.raises(AnotherRunError, match="pool"):
+            check(pool_of(other), [asked], tmp_path)
+    for changed in ({"question": QUESTION.upper(), "image": stored(photo(3))}, {"question": QUESTION}):
+        with pytest.raises(AnotherRunError, match="benchmarks"):
+            check(pool_of(rows(1)), [benchmark_of([changed])], tmp_path)
+
+
+def test_a_benchmark_that_cannot_be_loaded_is_named_with_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"rows of pope .* `evaluation_dataset_name`; `tasks`"):
+        benchmark_rows("sicog", ["pope"], str(tmp_path))
+    monkeypatch.setattr(
+        "sicog_trl.decontamination.evaluation_sets.load_dataset",
+        lambda *args, **rest: (_ for _ in ()).throw(ConnectionError("offline")),
+    )
+    with pytest.raises(FileNotFoundError, match=r"rows of mmstar cannot be loaded: offline"):
+        benchmark_rows("sicog", ["mmstar"])
+    with pytest.raises(ValueError, match="`evaluation_dataset_name` is missing: digits_caption"):
+        benchmark_rows("digits")

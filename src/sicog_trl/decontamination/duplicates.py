@@ -6,53 +6,16 @@ square only of how many rows share one picture (or, without pictures, much of on
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from .facts import Facts
 from .images import HammingIndex, fine_distance
 from .texts import SIGNATURE_BANDS, similarity
 
 
 _QUERIES = 1024
 _PAIRS = 1 << 21  # compared at once
-
-
-@dataclass
-class Facts:
-    """
-    What is known of all rows, without their ids.
-
-    Args:
-        offsets (`np.ndarray`):
-            The images of row `i` are those from `offsets[i]` to `offsets[i + 1]`.
-        contents, near (`np.ndarray` of `uint64`), fine (`np.ndarray` of `uint64`, four a row), flat (`np.ndarray`):
-            A hash of the bytes of each image, its perceptual hashes, and whether it has none.
-        words (`np.ndarray` of `uint64`, two a row):
-            Hashes of what is asked and of what is said.
-        signatures (`np.ndarray` of `uint32`, two times 64 a row), signed (`np.ndarray`, two a row):
-            MinHashes of them, and whether they are long enough for one.
-        sound (`np.ndarray` of `bool`):
-            Rows that may be kept.
-        fields (`tuple[int, ...]`):
-            Which of the two texts tell rows apart.
-    """
-
-    offsets: np.ndarray
-    contents: np.ndarray
-    near: np.ndarray
-    fine: np.ndarray
-    flat: np.ndarray
-    words: np.ndarray
-    signatures: np.ndarray
-    signed: np.ndarray
-    sound: np.ndarray
-    fields: tuple[int, ...]
-
-    @property
-    def num_images(self) -> np.ndarray:
-        """Images of each row."""
-        return np.diff(self.offsets)
 
 
 def find_duplicates(facts: Facts, max_distance: int, max_fine_distance: int, min_similarity: float) -> np.ndarray:

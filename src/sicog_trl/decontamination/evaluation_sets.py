@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 
-from ..evaluation.benchmarks import select_tasks
+from ..evaluation.benchmarks import Task, select_tasks
 from ..evaluation.task_files import data_files, hub_rows
 
 
@@ -43,15 +43,23 @@ def benchmark_rows(suite: str, tasks: list[str] | None = None, dataset_name: str
         `list[Benchmark]`: each benchmark once, however it is asked.
     """
     chosen = {task.benchmark.name: task for task in select_tasks(suite, tasks).values()}
-    found = []
-    for name, task in chosen.items():
+    return [_load(name, task, dataset_name) for name, task in chosen.items()]
+
+
+def _load(name: str, task: Task, dataset_name: str | None) -> Benchmark:
+    if task.ours and dataset_name is None:
+        raise ValueError(f"`evaluation_dataset_name` is missing: {name} asks rows of your own")
+    try:
         files = data_files(dataset_name, task)
         if files is None:
             place = hub_rows(task)
             rows = load_dataset(place["path"], place["config"], split=place["split"], revision=place["revision"])
             origin = f"{place['path']} {place['config'] or ''} {place['split']} {place['revision'] or ''}"
-            found.append(Benchmark(name, rows, " ".join(origin.split())))
-            continue
+            return Benchmark(name, rows, " ".join(origin.split()))
         parts = [load_dataset("parquet", data_files={"rows": str(file)}, split="rows") for file in files]
-        found.append(Benchmark(name, concatenate_datasets(parts), f"{files[0].parent}: {task.benchmark.split}"))
-    return found
+    except OSError as error:  # no connection, no such dataset, no such file
+        raise FileNotFoundError(
+            f"the rows of {name} cannot be loaded: {error}. Run this once where there is a connection, or name "
+            "the folder where they are with `evaluation_dataset_name`; `tasks` names the benchmarks that are meant"
+        ) from error
+    return Benchmark(name, concatenate_datasets(parts), f"{files[0].parent}: {task.benchmark.split}")

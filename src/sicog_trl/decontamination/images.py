@@ -78,6 +78,11 @@ def fine_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.bitwise_count(first ^ second).sum(axis=-1, dtype=np.int64)
 
 
+def fine_words(fine: list[bytes]) -> np.ndarray:
+    """Return finer hashes as rows of four numbers."""
+    return np.frombuffer(b"".join(fine), dtype="<u8").reshape(-1, 4)
+
+
 class HammingIndex:
     """
     Hashes of 64 bits, found by those that differ in a few bits; exact, and memory is 18 bytes a hash.

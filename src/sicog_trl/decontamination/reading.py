@@ -1,23 +1,25 @@
 """Rows of a pool or of a benchmark as images and texts, a few at a time; nothing is decoded here."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Value
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Value
 
 from ..curation.columns import combined
-from ..data import IMAGES_FEATURES
+from ..data import IMAGES_FEATURES, repeated_rows
 from ..generation.columns import as_images, image_columns
 from ..generation.inputs import ImageRows
 
 
 ROWS_AT_ONCE = 64  # ours: as many rows of large images are held in memory
-# Columns of the benchmarks' Parquet files; those of one kind are read as one text.
+# Columns of the benchmarks' Parquet files. Options, hints and lectures are not compared: training splits share them.
 QUESTIONS = ("question", "query", "problem", "instruction")
 CAPTIONS = ("caption", "captions", "answer", "answers", "gpt_answer", "solution")
+_ENDINGS = ("messages", "completion", "chosen", "rejected")
 
 
 @dataclass
@@ -28,13 +30,14 @@ class Rows:
     Args:
         images (`list[list]`):
             The images of each row, as `{"bytes", "path"}`.
-        asked, said (`list[str]`):
-            What is asked in each row, and what is answered or described.
+        asked, said (`list[list[str]]`):
+            The texts that ask in each row, and those that answer or describe. Each is compared by itself: one of five
+            captions is a copy, though it is a fifth of the words.
     """
 
     images: list[list[dict[str, Any] | None]]
-    asked: list[str]
-    said: list[str]
+    asked: list[list[str]]
+    said: list[list[str]]
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -54,7 +57,7 @@ class Pool:
 
     def __init__(self, dataset: Dataset):
         names = dataset.column_names
-        is_artefact = "id" in names and any(n in names for n in ("images", "prompt", "messages", "candidates"))
+        is_artefact = "id" in names and not {"images", "candidates", "prompt", *_ENDINGS}.isdisjoint(names)
         self._rows = None if is_artefact else ImageRows(dataset)
         if is_artefact and dataset.features["id"] != Value("string"):
             raise ValueError(f"the column 'id' holds {dataset.features['id']}; texts are needed")
@@ -62,8 +65,9 @@ class Pool:
             raise ValueError("the input has no rows; there is nothing to look through")
         self._data = dataset.with_format("arrow")
         self.features = dataset.features if is_artefact else IMAGES_FEATURES
-        # What was said in training data tells rows apart; a label that only measures does not.
-        self.is_training_data = any(name in names for name in ("completion", "chosen", "messages"))
+        # What was said in training data tells rows apart. A label that only measures does not, nor do candidates,
+        # which are drawn by chance: the same image with the same question is there twice, whatever the model said.
+        self.is_training_data = not set(_ENDINGS).isdisjoint(names)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -73,32 +77,56 @@ class Pool:
         stop = min(stop, len(self))
         return self._rows.table(range(start, stop)) if self._rows else self._data[start:stop]
 
-    def ids(self) -> list[str]:
+    def ids(self) -> pa.ChunkedArray:
         """Return all ids; that one is missing or occurs twice is an error."""
-        ids: list[str] = []
         data = self._data.select_columns("id") if self._rows is None else None
-        for start in range(0, len(self), 10_000):
-            table = data[start : start + 10_000] if data else self.table(start, start + 10_000)
-            ids += table["id"].to_pylist()
-        if None in ids:
-            raise ValueError(f"row {ids.index(None)}: the id is null; give every row one")
-        if len(set(ids)) < len(ids):
-            seen: set[str] = set()
-            twice = next(row_id for row_id in ids if row_id in seen or seen.add(row_id))
-            raise ValueError(f"the id {twice!r} stands in several rows; ids must be unique")
+        step = 10_000 if data else ROWS_AT_ONCE
+        ranges = ((start, start + step) for start in range(0, len(self), step))
+        pieces = [combined((data[a:b] if data else self.table(a, b))["id"]) for a, b in ranges]
+        ids = pa.chunked_array(pieces, pa.string())
+        if ids.null_count:
+            raise ValueError(f"row {pc.index(pc.is_null(ids), True)}: the id is null; give every row one")
+        for row_id in repeated_rows(lambda: (piece.to_pylist() for piece in pieces)):
+            raise ValueError(f"the id {row_id!r} stands in several rows; ids must be unique")
         return ids
 
     def fingerprint(self) -> str:
-        """Return a hash of the ids and of what tells the files apart, which a killed run goes on with."""
-        digest = hashlib.sha256(repr(self.features).encode())
-        for row_id in self.ids():
-            digest.update(row_id.encode() + b"\0")
-        return f"sha256:{digest.hexdigest()[:16]}"
+        """Return a hash by which a killed run knows the pool again."""
+        self.ids()
+        return _fingerprint(self.table, len(self), self.features)
+
+    def texts(self, start: int, stop: int) -> tuple[list[list[str]], list[list[str]]]:
+        """Return what is asked and what is said in a range of rows, as in [`Rows`]."""
+        return _pool_texts(self.table(start, stop))
 
     def read(self, start: int, stop: int) -> Rows:
         """Return the images and texts of a range of rows."""
         table = self.table(start, stop)
         return Rows(_images(table, image_columns(self.features)), *_pool_texts(table))
+
+
+def benchmark_fingerprint(dataset: Dataset) -> str:
+    """Return a hash by which a killed run knows the rows of a benchmark again."""
+    data = dataset.with_format("arrow")
+    return _fingerprint(lambda start, stop: data[start:stop], len(data), dataset.features)
+
+
+def _fingerprint(read: Callable[[int, int], pa.Table], rows: int, features: Features) -> str:
+    """Return a hash of everything but the content of images, of which size and path must do: they may be terabytes."""
+    digest, images = hashlib.sha256(repr(features).encode()), image_columns(features)
+    for start in range(0, rows, ROWS_AT_ONCE):
+        table = read(start, min(start + ROWS_AT_ONCE, rows))
+        for name in images:
+            counts, values = as_images(combined(table[name]), name)
+            sizes = pc.fill_null(pc.binary_length(pc.struct_field(values, "bytes")), -1)
+            digest.update(repr((counts.tolist(), sizes.to_pylist())).encode())
+            digest.update(repr(pc.struct_field(values, "path").to_pylist()).encode())
+        rest = table.drop_columns(images).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rest.schema) as stream:
+            stream.write_table(rest)
+        digest.update(sink.getvalue())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def read_benchmark(dataset: Dataset) -> Iterator[Rows]:
@@ -110,15 +138,17 @@ def read_benchmark(dataset: Dataset) -> Iterator[Rows]:
     data = dataset.select_columns([*images, *texts[0], *texts[1]]).with_format("arrow")
     for start in range(0, len(data), ROWS_AT_ONCE):
         table = data[start : start + ROWS_AT_ONCE]
-        columns = [[table[name].to_pylist() for name in kind] for kind in texts]
-        joined = [[" ".join(map(_text, row)) for row in zip(*kind, strict=True)] for kind in columns]
-        yield Rows(_images(table, images), *(kind or [""] * len(table) for kind in joined))
+        columns = [[table[name].to_pylist() for name in kind] or [[None] * len(table)] for kind in texts]
+        yield Rows(_images(table, images), *([_texts(row) for row in zip(*kind, strict=True)] for kind in columns))
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_text, value))
-    return value if isinstance(value, str) else ""
+def _texts(value: Any) -> list[str]:
+    """Return all texts in a value of whatever columns."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [text for each in value for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
 
 
 def _images(table: pa.Table, columns: list[str]) -> list[list[dict[str, Any] | None]]:
@@ -134,28 +164,35 @@ def _images(table: pa.Table, columns: list[str]) -> list[list[dict[str, Any] | N
     return rows
 
 
-def _pool_texts(table: pa.Table) -> tuple[list[str], list[str]]:
-    """Return what is asked in each row and what is said, of whichever columns there are."""
-    names, nothing = table.column_names, [None] * len(table)
-    said = next((name for name in ("completion", "chosen") if name in names), None)
-    if "messages" in names:
-        turns = table["messages"].to_pylist()
-        return [_turns(row, True) for row in turns], [_turns(row, False) for row in turns]
-    if said:
-        prompts = table["prompt"].to_pylist() if "prompt" in names else nothing
-        return [_turns(row, True) for row in prompts], [_turns(row, False) for row in table[said].to_pylist()]
-    columns = (table[name].to_pylist() if name in names else nothing for name in ("question", "answer"))
-    asked, answered = ([_text(value) for value in column] for column in columns)
-    return asked, answered
+def _pool_texts(table: pa.Table) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the texts that ask in each row and those that say something, of whichever columns there are."""
+
+    def column(name: str) -> list[Any]:
+        return table[name].to_pylist() if name in table.column_names else [None] * len(table)
+
+    endings = [name for name in _ENDINGS if name in table.column_names]
+    if endings:
+        rows = list(zip(column("prompt"), *map(column, endings), strict=True))
+        # Where there is no prompt, the question stands in the ending; an earlier answer stands in the prompt.
+        asked = [[_joined(_said_by(prompt, True, True), _said_by(first, True, False))] for prompt, first, *_ in rows]
+        said = [
+            [_joined(_said_by(row[0], False, True), _said_by(end, False, False)) for end in row[1:]] for row in rows
+        ]
+        return asked, said
+    candidates = [[each["text"] for each in some or []] for some in column("candidates")]
+    answers = zip(column("answer"), candidates, strict=True)
+    return [_texts(question) for question in column("question")], [_texts(row) for row in answers]
 
 
-def _turns(messages: list[dict[str, Any]] | str | None, of_user: bool) -> str:
-    """Return what one side says in a conversation; a text that is none is taken as it is."""
-    if not isinstance(messages, list):
-        return messages or ""
-    return " ".join(
-        _content(message.get("content")) for message in messages if (message.get("role") != "assistant") == of_user
-    )
+def _said_by(part: list[dict[str, Any]] | str | None, user: bool, is_prompt: bool) -> str:
+    """Return what one side says in a part of a conversation; a prompt that is plain text is of the user."""
+    if not isinstance(part, list):
+        return part if part and user == is_prompt else ""
+    return " ".join(_content(turn.get("content")) for turn in part if (turn.get("role") != "assistant") == user)
+
+
+def _joined(*texts: str) -> str:
+    return " ".join(text for text in texts if text)
 
 
 def _content(content: Any) -> str:

@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from ..curation.columns import combined
 from ..files import claim, replacing
-from .duplicates import Facts, find_duplicates
+from .comparison import Comparison, common_wording, compare_part
+from .duplicates import find_duplicates
+from .evaluation_index import EvaluationIndex
 from .evaluation_sets import Benchmark
+from .facts import facts_of
 from .images import FINE_BITS, MAX_DISTANCE, Hasher
-from .parts import NEAR, EvaluationIndex, compare_part, fine_words, hash_benchmark, num_parts, part_file, read_parts
-from .reading import Pool
-from .texts import SIGNATURE
-from .writing import DETAILS, DROPPED, write
-
-
-_SHOWN = 3  # examples per benchmark in the summary
+from .parts import NEAR, hash_benchmark, num_parts, part_file, read_parts
+from .reading import Pool, benchmark_fingerprint
+from .writing import DETAILS, DROPPED, by_benchmark, write
 
 
 @dataclass
@@ -82,9 +79,14 @@ def start(
         raise ValueError(f"the split {split!r} cannot be looked through, because what is dropped goes there")
     if taken := sorted(set(DETAILS.names) & set(pool.features)):
         raise ValueError(f"the rows have a column {taken[0]!r} already; rename it")
-    against = {each.name: f"{len(each.rows)} rows of {each.origin}" for each in benchmarks}
+    against = {
+        each.name: f"{len(each.rows)} rows of {each.origin}, {benchmark_fingerprint(each.rows)}" for each in benchmarks
+    }
     settings = {"rows": len(pool), "pool": pool.fingerprint(), "split": split, "benchmarks": against, **vars(config)}
     claim(Path(output_dir, "settings.json"), settings)
+    if not _wording(output_dir).exists():
+        with replacing(_wording(output_dir)) as unfinished, unfinished.open("wb") as file:
+            np.save(file, common_wording(pool))
 
 
 def hash_benchmarks(
@@ -115,9 +117,16 @@ def compare(
     folder, hasher = _hashes(output_dir), Hasher()
     parts = range(num_parts(len(pool)))[process_index::num_processes]
     missing = [part for part in parts if not part_file(folder, "pool", part).exists()]
-    index = _index(benchmarks, config, folder) if missing else None
+    if not missing:
+        return
+    index = _index(benchmarks, config, folder) if benchmarks else None
+    comparison = Comparison(index, config.min_words, np.load(_wording(output_dir)))
     for part in tqdm(missing, desc="decontaminate", unit="part", delay=5):
-        compare_part(pool, part, index, config.min_words, hasher, folder)
+        compare_part(pool, part, comparison, hasher, folder)
+
+
+def _wording(output_dir: str | Path) -> Path:
+    return _hashes(output_dir) / "wording.npy"
 
 
 def _hashes(output_dir: str | Path) -> Path:
@@ -150,29 +159,23 @@ def conclude(
         where each benchmark is from and how many of its images and texts were compared in `benchmarks`, and how near
         is near in `settings`.
     """
-    folder = _hashes(output_dir)
-    ids = pool.ids()
+    folder, ids = _hashes(output_dir), pool.ids()
     near, errors = [], []
     for table in read_parts(folder, "pool", len(pool), ["near", "error"]):
         near += [some or None for some in table["near"].to_pylist()]
         errors += table["error"].to_pylist()
-    sound = np.array([not (some or error) for some, error in zip(near, errors, strict=True)], dtype=bool)
-    if config.duplicates:
-        for row, kept in enumerate(_repeats(pool, config, folder, sound).tolist()):
-            if kept >= 0:
-                near[row] = [{**dict.fromkeys(NEAR.names), "id": ids[kept], "matched": "row"}]
+    for row, kept in _repeats(pool, config, folder, near, errors) if config.duplicates else ():
+        near[row] = [{**dict.fromkeys(NEAR.names), "id": ids[kept].as_py(), "matched": "row"}]
     reasons = [_reason(error, some) for error, some in zip(errors, near, strict=True)]
     write(pool, split, output_dir, reasons, errors, near)
-    counts = Counter(reason for reason in reasons if reason)
+    compared = _index(benchmarks, config, folder).counts
+    counts = Counter(filter(None, reasons))
     return {
         "rows_in": len(pool),
         "kept": reasons.count(None),
         "dropped": dict(sorted(counts.items())),
-        "contaminated": _by_benchmark(ids, near, reasons),
-        "benchmarks": {
-            each.name: {"origin": each.origin, **counts}
-            for each, counts in zip(benchmarks, _index(benchmarks, config, folder).counts.values(), strict=True)
-        },
+        "contaminated": by_benchmark(ids, near, reasons),
+        "benchmarks": {each.name: {"origin": each.origin, **compared[each.name]} for each in benchmarks},
         "settings": vars(config),
     }
 
@@ -185,71 +188,12 @@ def _reason(error: str | None, near: list[dict[str, Any]] | None) -> str | None:
     return "contaminated" if near[0]["benchmark"] else "duplicate"
 
 
-def _repeats(pool: Pool, config: DecontaminationConfig, folder: Path, sound: np.ndarray) -> np.ndarray:
-    """Return which rows repeat which; signatures stay in a file, because there are many and few are looked at."""
-    columns: dict[str, list[np.ndarray]] = {}
-    fine: list[bytes] = []
-    counts, signed = [], []
-    rows = len(pool)
-    with replacing(folder / "signatures.npy") as scratch:
-        shape = (rows, 2, SIGNATURE)
-        signatures = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint32, shape=shape)
-        start = 0
-        for table in read_parts(folder, "pool", rows):
-            images = combined(table["images"])
-            counts.append(pc.list_value_length(images).to_numpy(zero_copy_only=False))
-            images = images.flatten()
-            contents = [one[:8] for one in pc.struct_field(images, "content").to_pylist()]
-            fine += [one or bytes(FINE_BITS // 8) for one in pc.struct_field(images, "fine").to_pylist()]
-            hashes = pc.struct_field(images, "near")
-            found = {
-                "contents": np.frombuffer(b"".join(contents), dtype="<u8"),
-                "near": pc.fill_null(hashes, 0).to_numpy(zero_copy_only=False).astype(np.uint64),
-                "flat": hashes.is_null().to_numpy(zero_copy_only=False),
-                "words": np.stack([table[name].to_numpy() for name in ("asked", "said")], axis=1),
-            }
-            for name, values in found.items():
-                columns.setdefault(name, []).append(values)
-            signed.append(np.zeros((len(table), 2), dtype=bool))
-            for number, name in enumerate(("asked", "said")):
-                for row, text in enumerate(table[f"{name}_signature"].to_pylist()):
-                    if text:
-                        signatures[start + row, number] = np.frombuffer(text, dtype=np.uint32)
-                        signed[-1][row, number] = True
-            start += len(table)
-        facts = Facts(
-            offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64),
-            **{name: np.concatenate(values) for name, values in columns.items()},
-            fine=fine_words(fine),
-            signatures=signatures,
-            signed=np.concatenate(signed),
-            sound=sound,
-            fields=(0, 1) if pool.is_training_data else (0,),
-        )
-        found = find_duplicates(facts, config.max_duplicate_distance, config.max_fine_distance, config.min_similarity)
-    (folder / "signatures.npy").unlink()
-    return found
-
-
-def _by_benchmark(ids: list[str], near: list, reasons: list[str | None]) -> dict[str, dict[str, Any]]:
-    """Return, for each benchmark, how many rows are near to it, by what, and the nearest ones."""
-    found: dict[str, dict[str, Any]] = {}
-    for row, reason in enumerate(reasons):
-        if reason != "contaminated":
-            continue
-        for name in dict.fromkeys(one["benchmark"] for one in near[row]):
-            mine = [one for one in near[row] if one["benchmark"] == name]
-            counts = found.setdefault(name, {"rows": 0, "image": 0, "question": 0, "caption": 0, "nearest": []})
-            counts["rows"] += 1
-            for one in mine:
-                counts[one["matched"]] += 1
-            nearest = [*counts["nearest"], {"id": ids[row], **{k: v for k, v in mine[0].items() if k in _EXAMPLE}}]
-            counts["nearest"] = sorted(nearest, key=_farness)[:_SHOWN]
-    return dict(sorted(found.items()))
-
-
-_EXAMPLE = ("row", "matched", "distance", "overlap")
-
-
-def _farness(example: dict[str, Any]) -> tuple:
-    return (example["distance"] is None, example["distance"] or 0, -(example["overlap"] or 0))
+def _repeats(
+    pool: Pool, config: DecontaminationConfig, folder: Path, near: list[Any], errors: list[str | None]
+) -> list[tuple[int, int]]:
+    """Return the rows that repeat an earlier one, each with that one, among those that may be kept."""
+    sound = np.array([not (some or error) for some, error in zip(near, errors, strict=True)], dtype=bool)
+    with facts_of(folder, len(pool), sound, (0, 1) if pool.is_training_data else (0,)) as facts:
+        kept = find_duplicates(facts, config.max_duplicate_distance, config.max_fine_distance, config.min_similarity)
+    rows = np.flatnonzero(kept >= 0)
+    return list(zip(rows.tolist(), kept[rows].tolist(), strict=True))

@@ -18,8 +18,9 @@ WORDS_IN_A_ROW = 3  # ours: one exchanged word breaks three sequences, so a slig
 SIGNATURE = 64  # ours: numbers in a signature; the similarity that they estimate is off by at most 0.1 (two sigma)
 # Sixteen bands of four: texts of which 0.8 is common meet with probability 0.9998, of which 0.5 is with 0.64.
 SIGNATURE_BANDS = 16
-_COMMON = 10  # ours: a sequence in more rows of one benchmark than this is its wording, not its content
-_LEAST = 5  # ours: sequences that must be left of a text, or it is not compared
+COMMON = 10  # ours: a sequence in more rows of one benchmark than this is its wording, not its content
+COMMON_SHARE = 0.02  # ours: and so is one in more than this share of a pool
+LEAST = 5  # ours: sequences that must be left of a text, or it is not compared
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean: every character counts as a word
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 
@@ -35,6 +36,12 @@ def sequences(text: Sequence[str]) -> np.ndarray:
     joined = (" ".join(text[start : start + WORDS_IN_A_ROW]).encode() for start in range(last))
     hashes = b"".join(hashlib.blake2b(one, digest_size=8).digest() for one in joined)
     return np.unique(np.frombuffer(hashes, dtype="<u8"))
+
+
+def common_sequences(texts: list[np.ndarray]) -> np.ndarray:
+    """Return the sequences that stand in so many of these texts that they are their wording, not their content."""
+    found, counts = np.unique(np.concatenate([*texts, np.empty(0, np.uint64)]), return_counts=True)
+    return found[counts > max(COMMON, COMMON_SHARE * len(texts))]
 
 
 def exact(text: Sequence[str]) -> int:
@@ -77,7 +84,7 @@ class SequenceIndex:
         hashes = np.concatenate([*texts, np.empty(0, np.uint64)])
         keep = _is_rare(hashes, groups[owners])
         left = np.bincount(owners[keep], minlength=len(texts))
-        keep &= (left >= _LEAST)[owners]
+        keep &= (left >= LEAST)[owners]
         self.sizes = np.bincount(owners[keep], minlength=len(texts))
         self.num_common = int(((sizes > 0) & (self.sizes == 0)).sum())
         order = np.argsort(hashes[keep], kind="stable")
@@ -107,5 +114,5 @@ def _is_rare(hashes: np.ndarray, groups: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]) | (grouped[1:] != grouped[:-1])])
     counts = np.diff(np.r_[starts, len(ordered)])
     rare = np.empty(len(hashes), dtype=bool)
-    rare[order] = np.repeat(counts, counts) <= _COMMON
+    rare[order] = np.repeat(counts, counts) <= COMMON
     return rare

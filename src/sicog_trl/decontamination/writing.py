@@ -17,6 +17,7 @@ from .reading import Pool
 
 DROPPED = "dropped"
 DETAILS = pa.schema({"reason": pa.string(), "detail": pa.string(), "near": pa.list_(NEAR)})
+_SHOWN = 3  # examples per benchmark in the summary
 _ROWS = 250  # held at once, with the bytes of their images
 
 
@@ -68,6 +69,33 @@ def describe(near: dict[str, Any]) -> str:
         return f"repeats {near['id']}"
     how = f"{near['distance']} of {BITS} bits" if near["matched"] == "image" else f"{near['overlap']:.0%} of its words"
     return f"{near['matched']} of {near['benchmark']}, row {near['row']}: {how}"
+
+
+def by_benchmark(ids: pa.ChunkedArray, near: list, reasons: list[str | None]) -> dict[str, dict[str, Any]]:
+    """Return, for each benchmark, how many rows are near to it, by what, and the nearest ones."""
+    found: dict[str, dict[str, Any]] = {}
+    for row, reason in enumerate(reasons):
+        if reason != "contaminated":
+            continue
+        for name in dict.fromkeys(one["benchmark"] for one in near[row]):
+            mine = [one for one in near[row] if one["benchmark"] == name]
+            counts = found.setdefault(name, {"rows": 0, "image": 0, "question": 0, "caption": 0, "nearest": []})
+            counts["rows"] += 1
+            for one in mine:
+                counts[one["matched"]] += 1
+            nearest = [
+                *counts["nearest"],
+                {"id": ids[row].as_py(), **{k: v for k, v in mine[0].items() if k in _EXAMPLE}},
+            ]
+            counts["nearest"] = sorted(nearest, key=_farness)[:_SHOWN]
+    return dict(sorted(found.items()))
+
+
+_EXAMPLE = ("row", "matched", "distance", "overlap")
+
+
+def _farness(example: dict[str, Any]) -> tuple:
+    return (example["distance"] is None, example["distance"] or 0, -(example["overlap"] or 0))
 
 
 def overview(summary: dict[str, Any]) -> str:
