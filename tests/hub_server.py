@@ -82,7 +82,12 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         fault (`Callable[[str, str], str | None]`):
             Says for method and path of each request what goes wrong: `"cut"` (the connection ends when half of the
-            body has come), `"lost"` (it is done, and the answer never comes) or a status such as `"503"`.
+            body has come), `"lost"` (it is done, and the answer never comes) or a status such as `"503"`, with the
+            Hub's name of the error if it has one (`"403 GatedRepo"`).
+        role (`str`):
+            What the token may do: `"write"` or `"read"`.
+        renamed (`dict[str, str]`):
+            Ids that repositories had before.
         requests (`list[tuple[str, str]]`):
             Method and path of all requests.
         received (`list[str]`):
@@ -106,6 +111,8 @@ class HubServer(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.parts: dict[tuple[str, int], bytes] = {}
         self.part_size: int | None = None
+        self.role = "write"
+        self.renamed: dict[str, str] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lock = threading.RLock()
 
@@ -184,8 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.server.fault(self.command, self.path)
         try:
             body = self._body(fault == "cut")
-            if fault and fault.isdecimal():
-                raise _Refused(int(fault), "made to fail")
+            if fault and fault[0].isdecimal():
+                raise _Refused(int(fault[:3]), "made to fail", fault[4:] or None)
             with self.server.lock:
                 answer = self._answer(parts.path, body)
             if fault == "lost":
@@ -194,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(*answer)
         except _Refused as refused:
             headers = {"X-Error-Message": refused.message}
-            headers |= {"X-Error-Code": refused.code} if refused.code else {}
+            headers |= {"Location" if refused.status == 307 else "X-Error-Code": refused.code} if refused.code else {}
             self._send(refused.status, {"error": refused.message}, headers)
         except _Cut:
             self.close_connection = True
@@ -252,6 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
         if action not in ("info", "tree", "paths_info", "refs", "commits", "resolve"):
             self._authorize()
         known = self._knows()
+        if repo_id in self.server.renamed:
+            raise _Refused(307, "Moved", self.path.replace(repo_id, self.server.renamed[repo_id]))
         repo = self.server.repos.get((kind, repo_id))
         if repo is None or (repo.private and not known):
             raise _Refused(404 if known else 401, "Repository not found", "RepoNotFound")
@@ -266,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def on_whoami(self, body: bytes) -> tuple:
         self._authorize()
-        return 200, {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+        return 200, {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": {"role": self.server.role}}}
 
     def on_create(self, body: bytes) -> tuple:
         self._authorize()

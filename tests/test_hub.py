@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from datasets import Image, load_dataset
+from datasets import Dataset, Image, load_dataset
 from hub_server import HubServer
+from huggingface_hub import DatasetCard, HfApi
 from pushing import REPO, TOKEN, api, make_run, png, settings
 
-from sicog_trl.data import load
+from sicog_trl.data import load, save
 from sicog_trl.hub import overview, push
 
 
@@ -302,3 +303,116 @@ def test_the_recipe_is_killed_goes_on_and_plain_clients_pull_by_hf_endpoint(run,
         assert f"rows: {len(load(str(run / 'curated'), split='curated'))}" in pulled.stdout
         assert not any(TOKEN in output.stdout for output in (killed, pushed, pulled))
         assert server.dataset(REPO).private
+
+
+def busy_with(path: str, status: str):
+    """A fault of all requests whose path holds `path`."""
+    return lambda method, there: status if path in there and method == "POST" else None
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "kind", "message"),
+    [
+        ("/repos/create", "403", PermissionError, "may not write there; use one with the permission to write"),
+        ("/preupload/", "403", PermissionError, "may not write there"),
+        ("/commit/", "403", PermissionError, "may not write there"),
+        ("/commit/", "429", RuntimeError, "the Hub asks to wait; start again later"),
+        ("/repos/create", "409", RuntimeError, "somebody else made it, or the tag, meanwhile; start again"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(hub, run, tmp_path, path, status, kind, message):
+    hub.fault = busy_with(path, status)
+    with pytest.raises(kind, match=f"me/digits: .*{message}.*The Hub says: made to fail"):
+        push(settings(run), tmp_path / "push", api(hub))
+    hub.fault = lambda method, path: None
+    push(settings(run), tmp_path / "push", api(hub))
+    assert len(hub.dataset(REPO).commits) == 2
+
+
+def test_a_token_that_may_only_read_is_refused_before_anything_is_prepared(hub, run, tmp_path):
+    hub.role = "read"
+    with pytest.raises(PermissionError, match=r"may only read; log in .* a token that may write"):
+        push(settings(run), tmp_path / "push", api(hub))
+    assert not (tmp_path / "push" / "data").exists()
+
+
+def test_a_gated_repository_and_one_with_another_name_are_not_taken_for_none(hub, run, tmp_path):
+    push(settings(run), tmp_path / "push", api(hub))
+    hub.fault = lambda method, path: "403 GatedRepo" if "/api/datasets/" in path else None
+    for dry_run in (True, False):
+        with pytest.raises(PermissionError, match=r"me/digits is gated, .* ask for access on its page"):
+            push(settings(run, dry_run=dry_run), tmp_path / "push", api(hub))
+    hub.fault = lambda method, path: None
+    hub.repos["datasets", "me/numbers"] = hub.repos.pop(("datasets", REPO))
+    hub.renamed[REPO] = "me/numbers"
+    with pytest.raises(ValueError, match="me/digits is me/numbers now; say so in `hub_dataset_id`"):
+        push(settings(run), tmp_path / "push", api(hub))
+    assert len(hub.dataset("me/numbers").commits) == 2
+
+
+def test_a_tag_that_a_push_could_not_set_any_more_is_set_by_the_next_one(hub, run, tmp_path):
+    hub.fault = busy_with("/tag/", "500")
+    with pytest.raises(Exception, match="500"):
+        push(settings(run, tag="round-1"), tmp_path / "push", api(hub))
+    assert len(hub.dataset(REPO).commits) == 2 and not hub.dataset(REPO).tags
+    hub.fault = lambda method, path: None
+    report = push(settings(run, tag="round-1"), tmp_path / "push", api(hub))
+    assert hub.dataset(REPO).tags == {"round-1": report["commit"]} and len(hub.dataset(REPO).commits) == 2
+
+
+def test_a_repository_of_an_organization_is_made_under_its_name(hub, run, tmp_path):
+    config = settings(run)
+    config.hub_dataset_id = "team/digits"
+    push(config, tmp_path / "push", api(hub))
+    assert set(hub.repos) == {("datasets", "team/digits")} and hub.dataset("team/digits").private
+    assert len(load("team/digits", "curated", "curated")) > 0
+
+
+def test_a_configuration_that_has_no_rows_any_more_goes_with_its_files_and_its_metadata(hub, run, tmp_path):
+    artefacts = [{"path": str(run / "curated"), "split": name} for name in ("dropped", "curated")]
+    push(settings(run, artefacts=artefacts, tag="round-1"), tmp_path / "push", api(hub))
+    later = tmp_path / "later"
+    for name, rows in (("curated", None), ("dropped", 0)):
+        there = load(str(run / "curated"), split=name)
+        save(there if rows is None else there.select(range(rows)), later, name)
+    artefacts = [{"path": str(later), "split": name} for name in ("dropped", "curated")]
+    report = push(settings(run, artefacts=artefacts, tag="round-2"), tmp_path / "push", api(hub))
+    assert report["left_out"] == ["dropped"] and data_files(hub) == ["data/curated-00000-of-00001.parquet"]
+    metadata = DatasetCard(hub.files(REPO)["README.md"].decode()).data
+    assert [entry["config_name"] for entry in metadata["configs"]] == ["curated"] and metadata["configs"][0]["default"]
+    assert len(load(f"{REPO}@round-1", "dropped", "dropped")) > 0
+    with pytest.raises(ValueError, match="dropped"):
+        load_dataset(REPO, "dropped")
+
+
+def test_a_dry_run_needs_no_network(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    nobody = HfApi(endpoint="http://127.0.0.1:1", token=TOKEN)
+    assert push(settings(run, dry_run=True), tmp_path / "push", nobody)["before"] == "not asked, ConnectError"
+
+
+def test_two_pushes_do_not_prepare_their_files_in_one_folder(hub, run, tmp_path):
+    inside = []
+
+    def meanwhile(method, path):
+        if "/commit/" in path and not inside:
+            with pytest.raises(RuntimeError, match="another push prepares its files here; wait for it"):
+                inside.append(1)
+                push(settings(run), tmp_path / "push", api(hub))
+            inside.append(2)
+        return None
+
+    hub.fault = meanwhile
+    push(settings(run), tmp_path / "push", api(hub))
+    assert inside == [1, 2]
+
+
+def test_a_prepared_folder_is_read_as_it_is_now_and_not_as_it_was(run, tmp_path):
+    """`datasets` knows a folder with a card by what the card says."""
+    rows = {"id": ["a"], "text": ["one"]}
+    for text in ("one", "two"):
+        save(Dataset.from_dict({**rows, "text": [text]}), tmp_path / "run", "train")
+        artefacts = [{"path": str(tmp_path / "run")}]
+        config = settings(run, artefacts=artefacts, dry_run=True)
+        push(config, tmp_path / "push", HfApi(endpoint="http://127.0.0.1:1", token=TOKEN))
+        assert load_dataset(str(tmp_path / "push"), "train", split="train")["text"][:] == [text]

@@ -21,7 +21,9 @@ BEGIN, END = "<!-- sicog-trl: begin, written anew by every push -->", "<!-- sico
 _TAGS = ["synthetic", "self-generated", "vision-language", "sicog-trl"]
 
 
-def write_card(about: dict[str, Any], counts: dict[str, Counts], sizes: dict[str, int], existing: str | None) -> str:
+def write_card(
+    about: dict[str, Any], counts: dict[str, Counts], files: dict[str, tuple[int, str]], existing: str | None
+) -> str:
     """
     Return the card of what is pushed.
 
@@ -31,8 +33,8 @@ def write_card(about: dict[str, Any], counts: dict[str, Counts], sizes: dict[str
             configurations that have no rows any more.
         counts (`dict[str, Counts]`):
             Of each configuration.
-        sizes (`dict[str, int]`):
-            Bytes of the files of each configuration.
+        files (`dict[str, tuple[int, str]]`):
+            Bytes of the files of each configuration, and a hash of them.
         existing (`str` or `None`):
             The card that is there. Of its text only the part that an earlier push wrote is replaced; of its metadata,
             only what describes the configurations that are pushed.
@@ -46,8 +48,9 @@ def write_card(about: dict[str, Any], counts: dict[str, Counts], sizes: dict[str
     there = DatasetCard(existing, ignore_metadata_errors=False).data.to_dict() if existing else {}
     data = DatasetCardData(**merged(there, metadata(about)))
     _forget(data, about["left_out"])
-    MetadataConfigs(_configs(data, counts)).to_dataset_card_data(data)
-    DatasetInfosDict({name: _info(name, one, sizes[name]) for name, one in counts.items()}).to_dataset_card_data(data)
+    MetadataConfigs(_configs(data, {name: digest for name, (_, digest) in files.items()})).to_dataset_card_data(data)
+    infos = {name: _info(name, one, files[name][0]) for name, one in counts.items()}
+    DatasetInfosDict(infos).to_dataset_card_data(data)
     body = markdown_environment().get_template("dataset_card.md.jinja").render(content(about, counts))
     return whole(data.to_dict(), with_part(text_of(existing), body, BEGIN, END))
 
@@ -82,13 +85,16 @@ def _forget(data: DatasetCardData, names: list[str]) -> None:
             data[key] = []
 
 
-def _configs(data: DatasetCardData, counts: dict[str, Counts]) -> dict[str, dict[str, Any]]:
+def _configs(data: DatasetCardData, digests: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Return the entries of the configurations; the first one needs no name, unless there is such a one already."""
     there = MetadataConfigs.from_dataset_card_data(data)
     has_default = any(entry.get("default") for entry in there.values())
     entries: dict[str, dict[str, Any]] = {}
-    for name in counts:
+    for name, digest in digests.items():
         entries[name] = there.get(name, {}) | {"data_files": [{"split": name, "path": f"data/{name}-*"}]}
+        # `datasets` takes a folder whose card says the same for the folder that it has in its cache.
+        if str(entries[name].get("description", "sha256:")).startswith("sha256:"):
+            entries[name]["description"] = f"sha256:{digest}"
         if not has_default:
             entries[name]["default"] = has_default = True
     return entries

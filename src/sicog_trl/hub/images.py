@@ -22,8 +22,8 @@ HELD_BYTES = 64 << 20  # ours: of images held at once; an Arrow array of bytes e
 _MOST_BYTES = 2**31 - 1
 
 
-def pieces(table: pa.Table, max_bytes: int = HELD_BYTES) -> Iterator[pa.Table]:
-    """Yield `table` in ranges of rows whose images, files included, have `max_bytes`, or of one row."""
+def pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield `table` in ranges of rows whose images, files included, may be held at once, or of one row."""
     lists, flat, _ = _images(table)
     contents, paths = pc.struct_field(flat, "bytes"), pc.struct_field(flat, "path").to_pylist()
     sizes = [
@@ -33,7 +33,7 @@ def pieces(table: pa.Table, max_bytes: int = HELD_BYTES) -> Iterator[pa.Table]:
     ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[_bounds(lists)]
     start = 0
     while start < len(table):
-        stop = max(start + 1, int(np.searchsorted(ends, ends[start] + max_bytes, side="right")) - 1)
+        stop = max(start + 1, int(np.searchsorted(ends, ends[start] + HELD_BYTES, side="right")) - 1)
         yield table.slice(start, stop - start)
         start = stop
 

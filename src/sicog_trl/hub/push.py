@@ -1,5 +1,6 @@
 """Push artefact folders as the configurations of one dataset repository: data and card in one commit, or nothing."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..files import claim, write_json, write_text
 from .card import validate_card, write_card
 from .config import PushConfig, named_splits
 from .counts import Counts
-from .remote import Remote, check_login, compare
+from .remote import Remote, check_login, compare, names_of
 from .shards import write_shards
 
 
@@ -59,8 +60,7 @@ def _push(config: PushConfig, output_dir: Path, api: HfApi) -> dict[str, Any]:
     remote = Remote(api, config)
     shards, counts, folders, left_out = _prepare(config, output_dir)
     about = {**vars(config), "folders": folders, "left_out": left_out}
-    sizes = {name: sum(file.stat().st_size for file in files) for name, files in shards.items()}
-    text = write_card(about, counts, sizes, remote.card)
+    text = write_card(about, counts, {name: _whole(files) for name, files in shards.items()}, remote.card)
     write_text(output_dir / "README.md", text)
     local = {f"data/{file.name}": file for files in shards.values() for file in files}
     local["README.md"] = output_dir / "README.md"
@@ -82,6 +82,12 @@ def _push(config: PushConfig, output_dir: Path, api: HfApi) -> dict[str, Any]:
         report["commit"] = remote.commit(local, plan, config.private, config.tag, message)
         write_json(output_dir / "pushed.json", report)
     return report
+
+
+def _whole(files: list[Path]) -> tuple[int, str]:
+    """Return the size of some files and a hash of all of them."""
+    digest = hashlib.sha256("".join(names_of(file)[0] for file in files).encode())
+    return sum(file.stat().st_size for file in files), digest.hexdigest()
 
 
 def overview(report: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def compare(local: dict[str, Path], remote: dict[str, str], configs: set[str]) -
     plan = {}
     for path, file in sorted(local.items()):
         known = remote.get(path)
-        plan[path] = "new" if known is None else "unchanged" if known in _names(file) else "changed"
+        plan[path] = "new" if known is None else "unchanged" if known in names_of(file) else "changed"
     for path in sorted(remote.keys() - local.keys()):
         match = re.fullmatch(r"data/(\w+)-\d{5}-of-\d{5}\.parquet", path)
         if match and match[1] in configs:
@@ -169,9 +170,15 @@ def compare(local: dict[str, Path], remote: dict[str, str], configs: set[str]) -
     return plan
 
 
-def _names(file: Path) -> tuple[str, str]:
+def names_of(file: Path) -> tuple[str, str]:
     """Return what the Hub may know a file by: SHA-256, and git's name of its content."""
-    digests = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % os.path.getsize(file))
+    stat = os.stat(file)
+    return _names(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=_MOST_FILES)  # a file is asked for by the card and by the comparison
+def _names(file: Path, size: int, changed: int) -> tuple[str, str]:
+    digests = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
     with open(file, "rb") as content:
         while some := content.read(1 << 20):
             for digest in digests:
