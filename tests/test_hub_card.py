@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, Features, Image, Value
@@ -10,7 +11,7 @@ from hub_server import HubServer, Stored
 from huggingface_hub import DatasetCard
 from pushing import ADVERSE, REPO, TOKEN, api, make_run, png, settings
 
-from sicog_trl.data import ANNOTATED_FEATURES, save
+from sicog_trl.data import ANNOTATED_FEATURES, CANDIDATES_FEATURES, save
 from sicog_trl.files import write_json
 from sicog_trl.hub import push, validate_card
 
@@ -56,6 +57,8 @@ def annotated(folder: Path, text: str, images=None, count: int = 3, prompt: str 
         ({"images": "url"}, "unknown images 'url'"),
         ({"image_reference": "{row}"}, "image_reference knows id, source_id, path and number"),
         ({"tag": "../main"}, "tag holds letters"),
+        ({"tag": "main"}, "is not 'main'"),
+        ({"private": None}, "private is true or false, got None"),
     ],
 )
 def test_what_may_not_be_pushed_is_refused_before_anything_is_read(run, changes, message):
@@ -113,6 +116,84 @@ def test_other_prompts_than_ours_are_told_verbatim(tmp_path, offline):
     artefacts = [{"path": annotated(tmp_path / "run", "A three.")}]
     text = card(settings(tmp_path, artefacts=artefacts, dry_run=True), tmp_path / "push")
     assert "In 3 texts:\n\n```\nLook.\n```" in text
+
+
+def test_prompts_are_told_to_the_letter_and_a_mark_of_the_card_in_a_text_ends_nothing(hub, tmp_path):
+    prompt = "First:\n\n\n\n  look.\n``` \nThen " + "tell " * 400 + "."
+    mark = "<!-- sicog-trl: end -->"
+    for text in (f"One {mark}", f"Two {mark}"):
+        artefacts = [{"path": annotated(tmp_path / "run", text, prompt=prompt)}]
+        push(settings(tmp_path, artefacts=artefacts), tmp_path / "push", api(hub))
+    card = hub.files(REPO)["README.md"].decode()
+    assert f"````\n{prompt}\n````" in card and card.count("## How to cite") == 1 and "One <!" not in card
+
+
+def test_places_of_the_machine_are_not_told_by_errors_and_what_could_not_be_read_is_null(tmp_path, offline):
+    folder = tmp_path / "My pictures"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(png(3))
+    (folder / "text.png").write_text("root:x:0:0")
+    told = {
+        "gone.png": f"unreadable_image: row 'a': no such file: {folder}/gone.png",
+        "text.png": f"unreadable_image: [Errno 13] not allowed: '{tmp_path}/other place/text.png'",
+        "good.png": "server_error: 500: http://10.1.2.3:8000/v1/models and /srv/models/teacher failed, or/and not",
+    }
+    rows = [
+        {"id": name, "images": [{"bytes": None, "path": str(folder / name)}], "task": "description", "error": error}
+        for name, error in told.items()
+    ]
+    features = Features({name: CANDIDATES_FEATURES[name] for name in ("id", "images", "task", "error")})
+    save(Dataset.from_list(rows, features=features), tmp_path / "run", "candidates")
+    text = card(settings(tmp_path, artefacts=[{"path": str(tmp_path / "run")}], dry_run=True), tmp_path / "push")
+    pushed = Dataset.from_parquet(str(tmp_path / "push" / "data" / "*.parquet"))
+    assert pushed["error"][:] == [
+        "unreadable_image: row 'a': no such file: gone.png",
+        "unreadable_image: [Errno 13] not allowed: 'text.png'",
+        "server_error: 500: a server and teacher failed, or/and not",
+    ]
+    assert [row[0] and row[0].size for row in pushed["images"]] == [None, None, (8, 8)]
+    assert "In `candidates` 2 images are null" in text and "| unreadable_image | 2 |" in text
+    assert str(tmp_path) not in text and "My pictures" not in text
+    # and a row that does not say so is not pushed without its image
+    rows[0]["error"] = None
+    save(Dataset.from_list(rows, features=features), tmp_path / "run", "candidates")
+    with pytest.raises(FileNotFoundError, match=r"row 'gone.png': its image .*gone.png is not there"):
+        card(settings(tmp_path, artefacts=[{"path": str(tmp_path / "run")}], dry_run=True), tmp_path / "push")
+
+
+def test_an_address_in_the_place_of_a_path_tells_its_last_part_without_what_signs_it(tmp_path, offline):
+    image = {"bytes": png(1), "path": "https://store.example/a/b.png?X-Signature=secret"}
+    artefacts = [{"path": annotated(tmp_path / "run", "A three.", [image])}]
+    card(settings(tmp_path, artefacts=artefacts, dry_run=True), tmp_path / "push")
+    [written] = (tmp_path / "push" / "data").glob("*.parquet")
+    assert pq.read_table(written)["images"].to_pylist()[0] == [{"bytes": png(1), "path": "b.png"}]
+
+
+def test_large_images_are_held_a_few_at_a_time(tmp_path, offline, monkeypatch):
+    """An Arrow array ends at two gigabytes; rows of images in files are larger than their Parquet file tells."""
+    (tmp_path / "1.png").write_bytes(png(1))
+    embedded, named = {"bytes": png(2), "path": None}, {"bytes": None, "path": str(tmp_path / "1.png")}
+    artefacts = [{"path": annotated(tmp_path / "run", "A three.", [embedded, named], count=30)}]
+    config = settings(tmp_path, artefacts=artefacts, dry_run=True)
+    card(config, tmp_path / "whole")
+    monkeypatch.setattr("sicog_trl.hub.images.HELD_BYTES", 5 * len(png(1) + png(2)))
+    card(config, tmp_path / "pieces")
+    [whole, pieces] = [next((tmp_path / n / "data").glob("*.parquet")) for n in ("whole", "pieces")]
+    assert pq.read_table(pieces).equals(pq.read_table(whole))
+    assert [pq.ParquetFile(file).num_row_groups for file in (whole, pieces)] == [1, 6]
+
+
+@pytest.mark.parametrize(
+    "content", ["A red three.", [{"type": "image", "text": None}, {"type": "text", "text": "A red three."}]]
+)
+def test_messages_in_either_form_are_counted(tmp_path, offline, content):
+    rows = {
+        "id": ["a"],
+        "messages": [[{"role": "user", "content": content}, {"role": "assistant", "content": content}]],
+    }
+    save(Dataset.from_dict(rows), tmp_path / "run", "mine")
+    text = card(settings(tmp_path, artefacts=[{"path": str(tmp_path / "run")}], dry_run=True), tmp_path / "push")
+    assert re.search(r"\| mine +\| words of messages +\| +1 \| +6.0 \|", text)
 
 
 def test_long_texts_of_sample_rows_are_cut_and_it_is_said(tmp_path, offline):
