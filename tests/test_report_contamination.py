@@ -90,6 +90,12 @@ def test_pairs_are_from_every_benchmark_and_from_near_to_far(tmp_path):
     assert repeats == ["twice-0, kept"] * NUM_DUPLICATES and summary["dropped"]["duplicate"] == 8
 
 
+def test_a_pool_without_contaminated_rows_has_pairs_too(tmp_path):
+    rows = [{"id": name, "images": [stored(photo(1))]} for name in ("first", "second")]
+    check(pool_of(rows), [benchmark_of([{"image": stored(photo(2))}])], tmp_path)
+    assert [pair["id"] for pair in find_pairs(tmp_path)] == ["second"]
+
+
 def test_a_long_text_is_cut_and_says_so(tmp_path):
     page, _ = pages(tmp_path, make_check(tmp_path, text=" so on" * 1000))
     assert "more characters]" in page and " so on" * MAX_TEXT not in page

@@ -1,10 +1,17 @@
 """What was taken out of a pool because an evaluation asks it, shown so that a person can judge: rows side by side."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import load, num_rows
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset
+from datasets.table import InMemoryTable
+
+from ..data import num_rows, split_file
 from ..evaluation.examples import missing, pictures
 from ..files import write_json
 from .gallery import stage_folder
@@ -23,7 +30,7 @@ BY = ("image", "question", "caption")
 # Setting -> what it says on the page; the last ones only matter where duplicates are dropped.
 SETTINGS = {
     "max_distance": "bits of 64 in which pictures that are near differ at most",
-    "max_fine_distance": "bits of 256, confirming",
+    "max_fine_distance": "bits of 256 of the finer hashes, which confirm it",
     "min_overlap": "share of a benchmark's text that a row holds at least",
     "min_words": "words of a text that is compared with benchmarks at least",
     "max_duplicate_distance": "bits of 64 in which two pictures of the pool differ at most",
@@ -129,25 +136,35 @@ def find_pairs(folder: Path, benchmarks: "Sequence[Benchmark]" = ()) -> list[dic
         the dropped row and the one that it is near to, each with `name`, `images` (data URIs of small copies), `note`
         (what is missing and why), `asked` and `said`.
     """
-    from ..decontamination import Pool  # its libraries take a second, which pages without pairs need not wait for
-
     if not num_rows(folder, "dropped"):
         return []
-    dropped = load(str(folder), split="dropped")
-    reasons = dropped.select_columns("reason")[:]["reason"]
-    rows = {
-        reason: [i for i, each in enumerate(reasons) if each == reason] for reason in ("contaminated", "duplicate")
-    }
-    pool, against = Pool(dropped), {benchmark.name: benchmark for benchmark in benchmarks}
-    pairs = []
-    for row, near in _contaminated(dropped.select_columns("near"), rows["contaminated"]):
-        pairs.append(_pair(dropped, pool, row, _asked_row(near, against)))
-    repeats = _spread(rows["duplicate"], NUM_DUPLICATES)
-    names = [near[0]["id"] for near in dropped.select_columns("near").select(repeats)["near"]]
-    kept = _kept(folder) if repeats else None
-    for row, name in zip(repeats, names, strict=True):
-        pairs.append(_pair(dropped, pool, row, _kept_row(name, kept)))
+    reasons = _column(folder, "dropped", "reason")
+    near = _column(folder, "dropped", "near")
+    against = {benchmark.name: benchmark for benchmark in benchmarks}
+    asked = _contaminated(near, np.flatnonzero(pc.equal(reasons, "contaminated")))
+    pairs = [_pair(folder, row, _asked_row(one, against)) for row, one in asked]
+    if repeats := _spread(np.flatnonzero(pc.equal(reasons, "duplicate")).tolist(), NUM_DUPLICATES):
+        split = read_json(folder / "settings.json", dict)["split"]
+        kept = _column(folder, split, "id")
+        pairs += [_pair(folder, row, _kept_row(folder, split, kept, near[row].as_py()[0]["id"])) for row in repeats]
     return pairs
+
+
+def _column(folder: Path, split: str, name: str) -> pa.ChunkedArray:
+    return pq.read_table(split_file(folder, split), columns=[name])[name]
+
+
+def _row(folder: Path, split: str, number: int) -> "Pool":
+    """Return one row; of a pool of a million images nothing else is read."""
+    from ..decontamination import Pool  # its libraries take a second, which pages without pairs need not wait for
+
+    with pq.ParquetFile(split_file(folder, split)) as file:
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if number < size:
+                return Pool(Dataset(InMemoryTable(file.read_row_group(group).slice(number, 1))))
+            number -= size
+    raise IndexError(f"{folder} has no such row in {split!r}")
 
 
 def _spread(members: Sequence[Any], count: int) -> list[Any]:
@@ -155,10 +172,10 @@ def _spread(members: Sequence[Any], count: int) -> list[Any]:
     return [members[(2 * i + 1) * len(members) // (2 * wanted)] for i in range(wanted)]
 
 
-def _contaminated(near: Any, rows: list[int]) -> Iterable[tuple[int, dict[str, Any]]]:
+def _contaminated(near: pa.ChunkedArray, rows: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield rows of each benchmark in turn, from near to far, with what of it they are near to."""
     groups: dict[str, list[tuple[tuple, int, dict[str, Any]]]] = {}
-    for row, found in zip(rows, near.select(rows)["near"], strict=True):
+    for row, found in zip(rows.tolist(), near.take(rows).to_pylist(), strict=True):
         one = found[0]  # the nearest of its kind, pictures first
         farness = (one["distance"] is None, one["distance"] or 0, -(one["overlap"] or 0))
         groups.setdefault(one["benchmark"], []).append((farness, row, one))
@@ -168,11 +185,12 @@ def _contaminated(near: Any, rows: list[int]) -> Iterable[tuple[int, dict[str, A
             yield row, one
 
 
-def _pair(dropped: Any, pool: "Pool", row: int, other: dict[str, Any]) -> dict[str, Any]:
-    told = dropped.select_columns(["id", "reason", "detail"])[row]
+def _pair(folder: Path, row: int, other: dict[str, Any]) -> dict[str, Any]:
+    dropped = _row(folder, "dropped", row)
+    told = dropped.table(0, 1).select(["id", "reason", "detail"]).to_pylist()[0]
     return {
-        **{name: cut(str(told[name])) for name in ("id", "reason", "detail")},
-        "sides": [_side("dropped", pool.read(row, row + 1)), other],
+        **{name: cut(str(text)) for name, text in told.items()},
+        "sides": [_side("dropped", dropped.read(0, 1)), other],
     }
 
 
@@ -196,18 +214,11 @@ def _asked_row(near: dict[str, Any], against: "dict[str, Benchmark]") -> dict[st
     return _side(f"{name}, row {row}", next(read_benchmark(against[name].rows.select([row]))))
 
 
-def _kept(folder: Path) -> "tuple[dict[str, int], Pool]":
-    from ..decontamination import Pool
-
-    rows = load(str(folder), split=read_json(folder / "settings.json", dict)["split"])
-    return {name: row for row, name in enumerate(rows.select_columns("id")[:]["id"])}, Pool(rows)
-
-
-def _kept_row(name: str, kept: "tuple[dict[str, int], Pool]") -> dict[str, Any]:
-    places, pool = kept
-    if name not in places:
+def _kept_row(folder: Path, split: str, kept: pa.ChunkedArray, name: str) -> dict[str, Any]:
+    row = pc.index(kept, name).as_py()
+    if row < 0:
         return _nothing(f"{cut(name)}, kept", "the row is not in the file of kept rows")
-    return _side(f"{cut(name)}, kept", pool.read(places[name], places[name] + 1))
+    return _side(f"{cut(name)}, kept", _row(folder, split, row).read(0, 1))
 
 
 def cut(text: str) -> str:
