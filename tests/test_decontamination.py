@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, Value, load_dataset
 from PIL import Image as Pictures
+from PIL import ImageOps
 
 from sicog_trl.data import (
     CANDIDATES_FEATURES,
@@ -116,6 +117,36 @@ def test_copies_of_a_picture_are_found_and_other_photos_of_the_same_colours_are_
     assert dropped["cropped"]["detail"].startswith("image of asked, row 5: ")
     assert summary["contaminated"]["asked"]["rows"] == 5 and len(summary["contaminated"]["asked"]["nearest"]) == 3
     assert "asked: 5 rows (5 by image)" in overview(summary)
+
+
+def test_what_is_found_of_real_photographs_and_what_is_not(tmp_path):
+    """Not found is what `images.py` says that it is not: whoever changes that should know."""
+    folder = Path(pytest.importorskip("sklearn").__file__).parent / "datasets/images"
+    china, flower = (Pictures.open(folder / name).convert("RGB") for name in ("china.jpg", "flower.jpg"))
+    edge = lambda picture, share: picture.crop(  # noqa: E731
+        tuple(round(side * part) for part in (share, 1 - share) for side in picture.size)
+    )
+    found = {
+        "recompressed": stored(china, "JPEG", quality=20),
+        "thumbnail": stored(china.resize((64, 43)), "JPEG", quality=75),
+        "larger": stored(flower.resize((1280, 854))),
+        "squashed": stored(flower.resize((224, 224))),
+        "grey": stored(flower.convert("L")),
+        "brighter": stored(china.point(lambda value: min(255, value * 1.3))),
+        "2 % off": stored(edge(china, 0.02)),
+    }
+    missed = {
+        "10 % off": stored(edge(china, 0.1)),
+        "mirrored": stored(ImageOps.mirror(china)),
+        "framed": stored(ImageOps.expand(flower, 64, "white")),
+        "upside down": stored(flower.rotate(180)),
+        "piece": stored(china.crop((0, 0, 320, 213))),
+    }
+    pool = pool_of([{"id": name, "images": [image]} for name, image in (found | missed).items()])
+    _, dropped = check(pool, [benchmark_of([{"image": stored(flower)}, {"image": stored(china)}])], tmp_path)
+    assert {name: row["near"][0]["row"] for name, row in dropped.items()} == {
+        name: int(name not in ("larger", "squashed", "grey")) for name in found
+    }
 
 
 def test_a_flat_picture_is_found_only_if_it_is_the_very_one(tmp_path):

@@ -1,7 +1,20 @@
 """Which pictures are near: perceptual hashes, and an index of them by Hamming distance.
 
 A hash of 64 bits (pHash of imagehash: the signs of the lowest frequencies) finds candidates, one of 256 bits confirms
-them. Both are of the grey picture, so a recoloured copy is found; a mirrored or strongly cropped one is not.
+them. Both are of the whole grey picture, which decides what is found. Measured with the default distances (8 and 64
+bits) on 21 sample pictures of scikit-learn, scikit-image and others, mostly photographs, and on 163 pieces of them:
+
+- saved again (JPEG 20 to 90), scaled, squashed to a square, a thumbnail of 64 pixels, grey, darker, brighter, with
+  more contrast or colour: 95 to 100 %
+- 1 to 2 % off at each edge: 91 to 98 %; 2.5 % off at each edge: 76 to 81 %; 5 % off at one side: 52 to 57 %
+- turned by two degrees: 64 to 76 %; a line of text or a watermark across it: 67 to 86 %; a white border of 2 %: 39 to
+  62 %; black bars that make it square: 43 %
+- not found: 5 % off at each edge (0 to 8 %), a border of 5 % (0 to 5 %), larger crops, and what is mirrored, turned by
+  90 degrees or inverted
+
+Of 12,720 pairs of different pieces none was nearer than 16 and 92 bits. Drawings are nearer to each other: of charts
+of one style 0.1 % (bars) to 7 % (pies) of the pairs were within the default distances, while 4 and 24 bits left 0 to
+0.3 % of them and still found at least 97 % of what was saved again or halved, but little that was cropped.
 """
 
 from collections import OrderedDict

@@ -27,11 +27,13 @@ class DecontaminationConfig:
 
     Args:
         max_distance (`int`, *optional*, defaults to 8):
-            Bits of 64 in which the perceptual hashes of two pictures may differ, at most 11. A copy that was scaled or
-            saved again differs in 0 to 2, one that lost 2 % at each edge in up to 8, other photographs in 20 and more.
+            Bits of 64 in which the perceptual hashes of two pictures may differ, at most 11. Right for photographs: a
+            copy that was scaled or saved again mostly differs in 0 to 2, one that lost 2 % at each edge in about 4, other
+            photographs in 16 and more. `images.py` says what is found and what is not.
         max_fine_distance (`int`, *optional*, defaults to 64):
-            The same of the finer hashes of 256 bits, which confirm: about 30 for the cropped copy, 128 for others.
-            Pictures of one layout, such as charts, forms or scenes of the digits world, need less.
+            The same of the finer hashes of 256 bits, which confirm: about 36 for the cropped copy, 92 and more for
+            others. Pictures of one layout (charts, pages, scenes of the digits world) need less of both, such as 4 and
+            24: check a pool that has them a second time, or against such benchmarks (`tasks`) by itself.
         max_duplicate_distance (`int`, *optional*, defaults to 3):
             As `max_distance`, of two pictures of the pool: scaled or saved again, but not cropped. Of a million
             pictures, 60 are looked at for each up to 3, 1,000 up to 7, 8,000 up to 11.
@@ -40,10 +42,11 @@ class DecontaminationConfig:
             of twenty words in which two are exchanged 0.67, reworded freely less than 0.3.
         min_similarity (`float`, *optional*, defaults to 0.8):
             Similarity of the texts of two rows of the pool from which on they count as the same, estimated by MinHash;
-            shorter texts have to be equal.
+            what much of the pool has in common is left out, and shorter texts have to be equal.
         min_words (`int`, *optional*, defaults to 13):
-            Texts of fewer words are not compared with benchmarks: "Is there a dog in the image? Please answer yes or
-            no." is asked everywhere. As many words in a row tell a copy in GPT-3's filter (arXiv 2005.14165, app. C).
+            Texts of fewer words are not compared with benchmarks, and repeat another row only if they are equal: "Is
+            there a dog in the image? Please answer yes or no." is asked everywhere. As many words in a row tell a copy
+            in GPT-3's filter (arXiv 2005.14165, app. C).
         texts (`bool`, *optional*, defaults to `True`):
             Compare questions and captions with the benchmarks; `False` where both are made from the same templates.
         duplicates (`bool`, *optional*, defaults to `True`):
