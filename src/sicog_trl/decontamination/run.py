@@ -28,8 +28,8 @@ class DecontaminationConfig:
     Args:
         max_distance (`int`, *optional*, defaults to 8):
             Bits of 64 in which the perceptual hashes of two pictures may differ, at most 11. Right for photographs: a
-            copy that was scaled or saved again mostly differs in 0 to 2, one that lost 2 % at each edge in about 4, other
-            photographs in 16 and more. `images.py` says what is found and what is not.
+            copy that was scaled or saved again differs in 0 to 2 as a rule, one that lost 2 % at each edge in about 4,
+            other photographs in 16 and more. `images.py` says what is found and what is not.
         max_fine_distance (`int`, *optional*, defaults to 64):
             The same of the finer hashes of 256 bits, which confirm: about 36 for the cropped copy, 92 and more for
             others. Pictures of one layout (charts, pages, scenes of the digits world) need less of both, such as 4 and
