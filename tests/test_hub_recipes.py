@@ -216,8 +216,8 @@ def test_a_pinned_name_stays_and_others_move(pulled, tmp_path, world):
         assert pin(name) == f"{REPO}@{pulled.commits[1]}"
         assert completions(load(name, split="curated")) == {TEXTS[1]}
     assert completions(load(REPO, split="curated")) == completions(load(f"{REPO}@main", split="curated")) == {TEXTS[2]}
-    HfApi().create_branch(REPO, repo_type="dataset", branch="mine", revision="round-1")
-    assert pin(f"{REPO}@mine") == f"{REPO}@{pulled.commits[1]}"
+    HfApi().create_branch(REPO, repo_type="dataset", branch="wip/mine", revision="round-1")
+    assert pin(f"{REPO}@wip/mine") == f"{REPO}@{pulled.commits[1]}"
 
 
 def test_the_configuration_is_the_one_named_like_the_split(pulled, tmp_path):
@@ -330,7 +330,7 @@ def test_a_hub_that_is_down_is_no_reason_for_other_rows(pulled):
         load(f"{REPO}@round-2", split="curated")
 
 
-def test_a_dataset_of_the_hub_shows_no_image_of_this_machine(hub, tmp_path):
+def test_a_dataset_of_the_hub_shows_no_image_of_this_machine(hub, tmp_path, monkeypatch):
     for name in ("secret.png", "datasets_cache/mine.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png(1))
@@ -349,6 +349,8 @@ def test_a_dataset_of_the_hub_shows_no_image_of_this_machine(hub, tmp_path):
     with pytest.raises(ValueError, match="a file of this machine"):
         pull(tmp_path / "datasets_cache" / ".." / "secret.png")
     assert len(pull(tmp_path / "datasets_cache" / "mine.png")) == len(pull(tmp_path / "gone.png")) == 2
+    offline(monkeypatch)
+    assert len(load("me/pictures")) == 2  # a dataset without a card
 
 
 # Runs that are started again -----------------------------------------------------------------------------------------
@@ -387,7 +389,10 @@ def test_generation_does_not_go_on_with_other_rows(hub, published, tmp_path, wor
     with pytest.raises(AnotherRunError, match="its input is not that of this one"):
         planned(REPO)
     assert planned(f"{REPO}@{first}").missing() == [1]
-    assert json.loads((tmp_path / "out" / "plan.json").read_text())["dataset_name"] == f"{REPO}@{first}"
+    generate_candidates(load_images(f"{REPO}@{first}"), EchoSampler(), config, tmp_path / "out", "model")
+    planned(f"{REPO}@{first}")
+    publish(hub, published.rounds[1], "made", artefacts=[{"path": str(tmp_path / "out")}])
+    assert f"{REPO}@{first}" in hub.files(REPO)["README.md"].decode()  # the card says what the candidates are of
 
 
 @pytest.mark.parametrize("name", ["sft", "generate"])

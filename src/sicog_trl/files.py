@@ -35,7 +35,7 @@ def missing_folder(kind: str, name: str | Path) -> FileNotFoundError:
     """Return the error for a folder that is not there; see [`is_local`] for why it was not asked for on the Hub."""
     message = f"{kind} folder {name} does not exist; run the stage that writes it first"
     owner, _, rest = str(name).partition("/")
-    if owner not in ("", ".", "..") and rest and "/" not in rest and Path(owner).is_dir():
+    if owner not in ("", ".", "..") and rest and "/" not in rest.partition("@")[0] and Path(owner).is_dir():
         message += f". If {name} is meant on the Hub: there is a folder {owner} here, so start where there is none"
     return FileNotFoundError(message)
 
