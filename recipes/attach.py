@@ -6,6 +6,7 @@ accelerate launch recipes/attach.py --config recipes/digits/attach.yaml
 
 import json
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -50,7 +51,8 @@ ARGUMENTS = (AttachArguments, AttachConfig)
 
 def main(args: AttachArguments, config: AttachConfig) -> None:
     """Load rows and images, join them, summarise; one process does it all."""
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    # Others, if there are any, may wait for hours.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
         rows = load(args.dataset_name, args.dataset_config, args.dataset_split)
         there = load_images(args.images_dataset_name, args.images_dataset_config, args.images_dataset_split)

@@ -5,6 +5,7 @@ accelerate launch recipes/push.py --config recipes/digits/push.yaml
 """
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -31,7 +32,8 @@ ARGUMENTS = (PushArguments, PushConfig)
 
 def main(args: PushArguments, push_args: PushConfig) -> None:
     """Prepare, compare with the Hub, push; one process does it all."""
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    # Others, if there are any, may wait for hours.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
         print(overview(push(push_args, args.output_dir)))
     state.wait_for_everyone()

@@ -329,6 +329,22 @@ def test_what_the_hub_refuses_is_explained(hub, run, tmp_path, path, status, kin
     assert len(hub.dataset(REPO).commits) == 2
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (None, ConnectionError, "me/digits: no uploads by Xet there; set HF_HUB_DISABLE_XET=1"),
+        ("403", PermissionError, "me/digits: the token may not write there"),
+    ],
+)
+def test_a_hub_that_takes_nothing_by_xet_is_explained_too(hub, run, tmp_path, monkeypatch, fault, kind, message):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.fault = lambda method, path: fault if "xet-write-token" in path else None
+    with pytest.raises(kind, match=message):
+        push(settings(run), tmp_path / "push", api(hub))
+    assert data_files(hub) == []
+
+
 def test_a_token_that_may_only_read_is_refused_before_anything_is_prepared(hub, run, tmp_path):
     hub.role = "read"
     with pytest.raises(PermissionError, match=r"may only read; log in .* a token that may write"):

@@ -42,7 +42,8 @@ class PushConfig:
             copies, and writes `image_references` and `image_hashes` in their place; `attach.py` puts them back.
         image_reference (`str`, *optional*, defaults to `"{source_id}"`):
             What stands for an image: a text with `{id}` and `{source_id}` of its row, `{path}` (of the image, its last
-            part unless it is an address) and `{number}` (among the images of its row, from 0).
+            part unless it is an address) and `{number}` (among the images of its row, from 0). Pairs and turns have
+            ids of their own; there the hash finds the image.
         private (`bool`, *optional*, defaults to `True`):
             Make the repository private. A repository that is public is refused while this is set.
         tag (`str`, *optional*):

@@ -53,6 +53,7 @@ def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
         "default": first,
         "rows_table": Markup(aligned_table(["configuration and split", "columns", "rows"], _plain(rows), left=2)),
         "meanings": [(name, _MEANINGS[name]) for name in counts if name in _MEANINGS],
+        "several": len(counts) > 1,
         "selected": any(one.bins for one in counts.values()),
         "trained_on": trained_on,
         "attach": _attach(about, first),

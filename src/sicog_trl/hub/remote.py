@@ -140,6 +140,13 @@ def explained(repo_id: str) -> Iterator[None]:
             raise
         kind = PermissionError if status in (401, 402, 403) else RuntimeError
         raise kind(f"{repo_id}: {_ADVICE[status]}. The Hub says: {error.server_message or error}") from error
+    except ConnectionError as error:
+        # Uploads by Xet fail with this one class, and say the status in the text.
+        if not (status := re.search(r"\((40[134]) .*xet-write-token", str(error))):
+            raise
+        if status[1] != "404":
+            raise PermissionError(f"{repo_id}: {_ADVICE[int(status[1])]}. The Hub says: {error}") from error
+        raise ConnectionError(f"{repo_id}: no uploads by Xet there; set HF_HUB_DISABLE_XET=1: {error}") from error
 
 
 def check_login(api: HfApi) -> None:
