@@ -161,6 +161,8 @@ def models(tmp_path_factory, digits_model, digits_world) -> Path:
     train("sft", **common, output_dir=str(folder / "learner"), freeze_vision_tower=True, save_strategy="no")
     lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
     train("sft", **common, **lora, output_dir=str(folder / "adapter"))
+    pairs = {"model_name_or_path": str(folder / "learner"), "dataset_name": str(digits_world / "preference")}
+    train("dpo", **pairs, output_dir=str(folder / "preferring"), max_steps=1, save_strategy="no")
     return folder
 
 
@@ -219,8 +221,16 @@ def test_the_card_of_an_adapter_is_of_the_library_that_loads_it(models):
     assert "| lora_r | 4 |" in text and "`base_model` that of the model below it" in text
 
 
+def test_the_card_of_a_second_stage_names_the_first_and_the_base_of_both(models):
+    text = (models / "preferring" / "README.md").read_text()
+    data = validate_model_card(text)
+    assert "dpo" in data.tags and (data.base_model, data["base_model_relation"]) == ("some/base", "finetune")
+    assert "from the model `learner` by direct preference optimization" in text and "| beta | 0.1 |" in text
+    assert re.search(r"^\| preference +\| train ", text, re.MULTILINE)
+
+
 def test_no_card_names_a_place_of_this_machine(models, digits_world):
-    for name in ("learner", "adapter"):
+    for name in ("learner", "adapter", "preferring"):
         text = (models / name / "README.md").read_text()
         assert str(models) not in text and str(digits_world) not in text and "/tmp" not in text
 
@@ -319,6 +329,12 @@ def test_names_and_scores_of_others_are_shown_as_text(tmp_path):
     record = {"made_from": {**lineage(settings(model_name_or_path="./](x)`<b>")), "method": "sft", "rows": 1}}
     text = model_card(tmp_path, record).split("\n---\n", 1)[1]
     assert "<img" not in text and "<script>" not in text and "[x](java" not in text and "<b>" not in text
+
+
+def test_a_broken_index_is_named_before_anything_is_trained(tmp_path):
+    (tmp_path / "README.md").write_text("---\nmodel-index: [m]\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: an entry of its model-index is incomplete"):
+        model_card(tmp_path)
 
 
 def test_a_token_gets_into_no_card(tmp_path):

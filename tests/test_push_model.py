@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,9 @@ Words of somebody.
 
 @pytest.fixture(autouse=True)
 def default_client(request, monkeypatch) -> None:
-    """PEFT asks by the client that `huggingface_hub` made when it was imported."""
+    """PEFT asks by the client that `huggingface_hub` made when it was imported, Transformers by its first one."""
     if "hub" in request.fixturenames:
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", request.getfixturevalue("hub").endpoint)
 
 
@@ -100,7 +102,11 @@ def test_one_commit_holds_weights_processor_and_card_and_nothing_else(hub, model
     left = {"checkpoint-1/", "settings.json", "training.json", "training_args.bin"}
     assert set(report["left_out"]) == left and all(name in overview(report) for name in left)
     card = pushed(hub)["README.md"].decode()
-    assert validate_model_card(card).license == "apache-2.0" and f'from_pretrained("{REPO}")' in card
+    assert (
+        validate_model_card(card).license == "apache-2.0"
+        and "## Licence\n\napache-2.0." in card
+        and f'from_pretrained("{REPO}")' in card
+    )
     assert "is the folder of this model" not in card and card == (tmp_path / "README.md").read_text()
     before = (models / "learner" / "README.md").read_text()
     assert "apache-2.0" not in before  # the folder is as it was
@@ -226,6 +232,11 @@ def test_what_may_not_be_pushed_is_refused(hub, models, digits_model, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "pickled" / "model.safetensors")
     with pytest.raises(ValueError, match="holds no processor"):
         push_model(PushModelConfig(REPO, str(tmp_path / "pickled"), license="mit"), tmp_path, api(hub))
+    shutil.copytree(models / "learner", tmp_path / "older")
+    settings = json.loads((tmp_path / "older" / "config.json").read_text())
+    write_json(tmp_path / "older" / "config.json", {**settings, "text_config": {"_name_or_path": "/home/me/base"}})
+    with pytest.raises(ValueError, match=r"config\.json: text_config\._name_or_path names a place of this machine"):
+        push_model(PushModelConfig(REPO, str(tmp_path / "older"), license="mit"), tmp_path, api(hub))
     assert not hub.repos
     api(hub).create_repo(REPO, private=False)
     with pytest.raises(ValueError, match="is public; say `private: false`"):

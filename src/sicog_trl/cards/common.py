@@ -99,7 +99,7 @@ def _squeezed(text: str) -> str:
             fence = mark[0]
         elif fence and line == fence:
             fence = ""
-        if line or fence or lines[-1]:
+        if line or fence or (lines and lines[-1]):
             lines.append(line)
     return "\n".join(lines)
 

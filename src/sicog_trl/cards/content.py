@@ -72,13 +72,10 @@ def content(folder: Path, record: dict[str, Any], hub_model_id: str | None, give
         "linked": given.get("datasets") or [],
         "dataset_table": Markup(_dataset_table(made.get("datasets") or [])),
         "rows": made.get("rows"),
-        "frozen": [part for part in _PARTS if settings.get(f"freeze_{part}")],
-        "learned": [part for part in _PARTS if not settings.get(f"freeze_{part}")],
+        "learning": _learning(settings, adapter),
         "settings": _told(settings),
         "counts": [(said, _number(record[key])) for key, said in _COUNTS.items() if record.get(key) is not None],
         "versions": list((record.get("versions") or {}).items()),
-        "license": given.get("license_name") or given.get("license"),
-        "license_link": given.get("license_link"),
     }
 
 
@@ -97,6 +94,15 @@ def _origin(made: dict[str, Any], base: str | None, exact: bool, adapter: bool) 
     elif not base:
         said.append("None of the models that it descends from is known to be on the Hub.")
     return " ".join(said)
+
+
+def _learning(settings: dict[str, Any], adapter: bool) -> str:
+    """Return in words which parts learned."""
+    frozen = [part.replace("_", " ") for part in _PARTS if settings.get(f"freeze_{part}")]
+    learned = [part.replace("_", " ") for part in _PARTS if not settings.get(f"freeze_{part}")]
+    if adapter:
+        return f"An adapter learned; the weights below it are as they were. Frozen: {', '.join(frozen) or 'nothing'}."
+    return f"What learned: {', '.join(learned)}. What was frozen: {', '.join(frozen) or 'nothing'}."
 
 
 def _dataset_table(sources: list[dict[str, Any]]) -> str:

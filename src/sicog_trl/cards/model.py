@@ -10,7 +10,7 @@ from ..hub.licences import LICENSES
 from ..report import markdown_environment, read_json
 from .common import LICENSE_KEYS, listed, merged, metadata_of, text_of, whole, with_part
 from .content import content, hub_link, plain
-from .scores import joined_index, scores_part
+from .scores import check_index, joined_index, scores_part
 
 
 BEGIN = "<!-- sicog-trl: begin, written anew by every training and push -->"
@@ -70,17 +70,24 @@ def model_card(
         found = merged({key: value for key, value in there.items() if key != "model-index"}, found, _SETTLED)
         found |= {"model-index": index} if index else {}
         text = text_of(remote)
+    named = listed(found.get("license_name") or found.get("license") or [])
+    licence = ", ".join(str(each) for each in [*named, *listed(found.get("license_link") or [])])
     environment = markdown_environment()
     environment.filters |= {"plain": plain, "hub_link": hub_link}
-    body = environment.get_template("model_card.md.jinja").render({**about, "scores": scores_part(found)})
+    body = environment.get_template("model_card.md.jinja").render(
+        {**about, "scores": scores_part(found), "licence": licence}
+    )
     return whole(found, with_part(text, body, BEGIN, END))
 
 
 def _metadata(card: str | None, name: str) -> dict[str, Any]:
     try:
-        return metadata_of(card)
+        found = metadata_of(card)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    if found.get("model-index"):
+        check_index(name, found["model-index"])
+    return found
 
 
 def metadata(about: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

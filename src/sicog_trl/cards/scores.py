@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from markupsafe import Markup
 
 from ..report import aligned_table, markdown_text
@@ -69,6 +70,17 @@ def without(results: list[dict[str, Any]], replaced: set[tuple[Any, ...] | None]
         if metrics or not result.get("metrics"):
             kept.append({**result, "metrics": metrics} if metrics else result)
     return kept
+
+
+def check_index(name: str, index: Any) -> None:
+    """Refuse a `model-index` of the card `name` that the Hub's own library cannot read back."""
+    try:
+        model_index_to_eval_results(index)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: an entry of its model-index is incomplete ({type(error).__name__}: {error}); "
+            "put it right or remove it first"
+        ) from error
 
 
 def joined_index(existing: dict[str, Any], ours: dict[str, Any], same_weights: bool) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard import metadata_load, metadata_save
-from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..cards.scores import HARNESS, key_of, show_scores, without
+from ..cards.scores import HARNESS, check_index, key_of, show_scores, without
 from ..files import replacing
 from .benchmarks import Task, benchmarks, select_tasks
 from .protocols import PROTOCOLS
@@ -57,7 +57,7 @@ def results_to_card(scores: str | Path, model: str, readme: str | Path) -> list[
         entries += _entries(tasks[name], values, version)
     metadata = _read(readme)
     index = metadata.get("model-index") or [{"name": model, "results": []}]
-    _check(readme, index)
+    check_index(str(readme), index)
     results = without(index[0].get("results") or [], {key_of(entry) for entry in _flat(entries)})
     index[0]["results"] = results + _results(model, entries)
     metadata["model-index"] = index
@@ -147,14 +147,3 @@ def _read(readme: Path) -> dict[str, Any]:
         return metadata_load(readme) or {}
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{readme}: its metadata cannot be read ({error}); put it right first") from error
-
-
-def _check(readme: Path, index: list[dict[str, Any]]) -> None:
-    """Refuse a `model-index` that the Hub's own library cannot read back."""
-    try:
-        model_index_to_eval_results(index)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{readme}: an entry of its model-index is incomplete ({type(error).__name__}: {error}); "
-            "put it right or remove it first"
-        ) from error

@@ -1,6 +1,5 @@
 """Publish a model: weights, processor and card in one commit. Nothing else of its folder leaves this machine."""
 
-import fnmatch
 import json
 import re
 import tempfile
@@ -17,15 +16,17 @@ from ..checkpoints import resolve_adapter
 from ..files import missing_folder, write_json, write_text
 from .model_config import PushModelConfig, given_metadata
 from .push import overview as overview_of_rows
-from .remote import Remote, check_login, compare
+from .remote import Remote, check_login, compare, explained
 
 
 _WEIGHTS = r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
 # What `from_pretrained` of a model, a processor or an adapter reads; `training_args.bin` and optimizers are pickles.
-_PUBLISHED = """
-    *config.json tokenizer.json tokenizer.model *.spm *.jinja vocab.json vocab.txt merges.txt added_tokens.json
-    special_tokens_map.json chat_template.json additional_chat_templates/*.jinja LICENSE* NOTICE*
-""".split()
+_SETTINGS = (
+    r"((adapter_|generation_|processor_|preprocessor_|video_preprocessor_|tokenizer_)?config|chat_template)\.json"
+)
+_PUBLISHED = rf"""{_WEIGHTS}|{_SETTINGS}|tokenizer\.(json|model)|(sentencepiece\.bpe|spiece)\.model|.+\.tiktoken
+    |vocab\.(json|txt)|merges\.txt|added_tokens\.json|special_tokens_map\.json
+    |chat_template\.jinja|additional_chat_templates/[\w-]+\.jinja|(LICENSE|NOTICE)(\.(md|txt))?"""
 
 
 def push_model(
@@ -72,6 +73,9 @@ def push_model(
             local["adapter_config.json"] = _rewritten(
                 local["adapter_config.json"], given["base_model"], Path(prepared)
             )
+        for name, file in local.items():
+            if re.fullmatch(_SETTINGS, name):
+                _refuse_places(name, json.loads(file.read_text(encoding="utf-8")))
         plan = _plan(local, remote.files)
         same = all(state == "unchanged" for path, state in plan.items() if re.fullmatch(_WEIGHTS, path))
         card = model_card(folder, record, config.hub_model_id, given, remote.card, same)
@@ -118,8 +122,7 @@ def published_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
         inside = sorted(path.iterdir()) if path.name == "additional_chat_templates" else [path]
         for file in inside:
             name = file.relative_to(folder).as_posix()
-            known = re.fullmatch(_WEIGHTS, name) or any(fnmatch.fnmatch(name, each) for each in _PUBLISHED)
-            if known and file.is_file():
+            if re.fullmatch(_PUBLISHED, name, re.VERBOSE) and file.is_file():
                 found[name] = file
             elif name not in ("README.md", PUSHED) and not name.startswith("."):
                 left_out.append(f"{name}/" if file.is_dir() else name)
@@ -168,6 +171,17 @@ def _rewritten(file: Path, base: str, prepared: Path) -> Path:
     return prepared / file.name
 
 
+def _refuse_places(name: str, content: Any, key: str = "") -> None:
+    """Refuse settings that name a place of this machine, as older versions of Transformers wrote them."""
+    if isinstance(content, (dict, list)):
+        for part, inner in content.items() if isinstance(content, dict) else enumerate(content):
+            _refuse_places(name, inner, f"{key}.{part}".lstrip("."))
+    elif (
+        isinstance(content, str) and key.endswith(("path", "dir", "file")) and content.startswith(("/", "~", "file:"))
+    ):
+        raise ValueError(f"{name}: {key} names a place of this machine; take it out, nobody else can use it")
+
+
 def _unseen(readme: Path, card: str) -> list[str]:
     """Return a note if somebody wrote around our part of the card in the folder what the one on the Hub lacks."""
     if not readme.is_file():
@@ -201,7 +215,8 @@ def claim_repository(repository: str, private: bool, token: str | None = None, r
             "hub_private_repo: false publishes a model, which needs a licence: write `license: ...` into the metadata "
             f"of {readme}, or train without push_to_hub and publish with recipes/push_model.py"
         )
-    found = api.create_repo(repository, private=private, exist_ok=True).repo_id
+    with explained(repository):
+        found = api.create_repo(repository, private=private, exist_ok=True).repo_id
     if private and not api.model_info(found).private:
         raise ValueError(f"{found} is public; say `hub_private_repo: false` if that is meant")
     return found
