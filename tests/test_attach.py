@@ -178,7 +178,7 @@ def test_rows_with_several_images_none_and_null_ones_come_back(tmp_path, monkeyp
     # by names alone the images of a row are those of the row of that id, in their order
     by_name = attached(written, str(tmp_path / "images"), tmp_path / "names", split="annotated", check_hashes=False)
     assert by_name["kept"] == 4
-    assert stored(load(str(tmp_path / "names"), split="annotated"))[0] == [png(2), png(1)]
+    assert stored(load(str(tmp_path / "names"), split="annotated"))[:2] == [[png(2), png(1)], [None, png(1)]]
 
 
 def test_what_is_no_image_is_not_taken_for_one(tmp_path):
@@ -202,8 +202,11 @@ def test_what_cannot_be_attached_is_refused(pushed, run, tmp_path):
         attached(load(str(run / "curated"), split="curated"), images, tmp_path / "a")
     with pytest.raises(ValueError, match="the split 'dropped' is where rows without an image go"):
         attached(load(str(pushed), split="dropped"), images, tmp_path / "b", split="dropped")
-    with pytest.raises(ValueError, match="2 image_references and 1 image_hashes"):
+    with pytest.raises(ValueError, match="row 'row-0': 2 image_references, but 1 image_hashes"):
         attached(references(tmp_path / "rows", [("a", "b")], [["0" * 64]]), images, tmp_path / "c")
+    flat = Dataset.from_dict({"id": ["a"], "image_references": ["a"]})
+    with pytest.raises(ValueError, match=r"the column 'image_references' holds .*; a list of texts is needed"):
+        attached(flat, images, tmp_path / "f")
     twice = {"id": ["a", "a"], "images": [[{"bytes": png(1), "path": None}]] * 2}
     save(
         Dataset.from_dict(twice, features=Features({"id": Value("string"), "images": IMAGES})),

@@ -53,7 +53,7 @@ def attach(
         rows (`datasets.Dataset`):
             With the columns `image_references` and, from newer pushes, `image_hashes`.
         images ([`~sicog_trl.generation.inputs.ImageRows`]):
-            The images that there are. Of each, about 300 bytes are held.
+            The images that there are. Of each, about 650 bytes are held.
         config ([`AttachConfig`]):
             What counts as the same image.
         split (`str`):
@@ -109,6 +109,9 @@ def _features(features: Features, split: str) -> tuple[Features, Features]:
         raise ValueError(f"the split {DROPPED!r} is where rows without an image go; attach another one")
     if REFERENCES not in features:
         raise ValueError(f"there is no column {REFERENCES!r} to put images in, only {list(features)}")
+    for name in (REFERENCES, HASHES):
+        if name in features and getattr(features[name], "feature", None) != Value("string"):
+            raise ValueError(f"the column {name!r} holds {features[name]}; a list of texts is needed")
     kept = {("images" if name == REFERENCES else name): feature for name, feature in features.items()}
     kept = {name: IMAGES if name == "images" else feature for name, feature in kept.items() if name != HASHES}
     return Features(kept), Features({**features, "reason": Value("string"), "detail": Value("string")})
@@ -117,9 +120,10 @@ def _features(features: Features, split: str) -> tuple[Features, Features]:
 def _asked(table: pa.Table) -> Iterator[tuple[list[str | None] | None, list[str | None]]]:
     references = table[REFERENCES].to_pylist()
     hashes = table[HASHES].to_pylist() if HASHES in table.column_names else [None] * len(table)
-    for named, hashed in zip(references, hashes, strict=True):
+    for row, (named, hashed) in enumerate(zip(references, hashes, strict=True)):
         if hashed is not None and len(hashed) != len(named or []):
-            raise ValueError(f"a row has {len(named or [])} image_references and {len(hashed)} image_hashes")
+            where = repr(table["id"][row].as_py()) if "id" in table.column_names else "without an id"
+            raise ValueError(f"row {where}: {len(named or [])} image_references, but {len(hashed)} image_hashes")
         yield named, hashed or [None] * len(named or [])
 
 
@@ -175,14 +179,14 @@ class _Index:
     ) -> list[tuple[int, int] | None] | tuple[str, str]:
         """Return where the images of a row are, `None` for one that is null; or a reason, and the reference."""
         places: list[tuple[int, int] | None] = []
-        seen: Counter[str] = Counter()
+        seen: Counter[str | None] = Counter()
         unchecked = 0
         for reference, content in zip(references or [], hashes, strict=True):
+            seen[reference] += 1
             if reference is None:
                 places.append(None)
                 continue
-            named = self._named(reference, seen[reference])
-            seen[reference] += 1
+            named = self._named(reference, seen[reference] + seen[None] - 1)
             if self._by_content and content:
                 place = self._by_hash.get(content)
                 if place is None:
