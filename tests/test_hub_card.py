@@ -101,6 +101,19 @@ def test_settings_of_steps_whose_rows_are_not_published_can_be_told(run, tmp_pat
     assert "| model | me/teacher@0123 |" in card(only, tmp_path)
 
 
+def test_a_card_says_whether_the_data_was_compared_with_benchmarks(run, tmp_path, offline):
+    only = settings(run, artefacts=[{"path": str(run / "curated"), "split": "curated"}], dry_run=True)
+    assert "Nothing here says that it was compared with evaluation sets" in card(only, tmp_path / "push")
+    nearest = [{"id": "a", "row": 3, "image": f"{tmp_path}/a.png"}]
+    contaminated = {"mmstar": {"rows": 2, "image": 2, "nearest": nearest}}
+    summary = {"rows_in": 9, "contaminated": contaminated, "benchmarks": {"mmstar": {"images": 5}, "pope": {}}}
+    write_json(tmp_path / "clean" / "summary.json", summary)
+    only.made_by = [str(tmp_path / "clean")]
+    text = card(only, tmp_path / "push")
+    assert "rows near to these benchmarks were taken out: mmstar, pope." in text
+    assert "| contaminated · mmstar · image | 2 |" in text and "nearest" not in text
+
+
 @pytest.mark.parametrize("said", [SAID, ADVERSE])
 def test_what_models_wrote_cannot_leave_its_block(said, tmp_path, offline):
     folder = annotated(tmp_path / "run", said, prompt=said)

@@ -12,9 +12,9 @@ from .counts import Counts, cut, wording
 from .places import without_places
 
 
-# Of the settings of a run: places on the machine that made it, checks of its input, and prompts, which have a section.
+# Of the settings of a run: places on the machine, checks of its input, examples, and prompts, which have a section.
 _UNTOLD = re.compile(
-    r"(^|_)(base_url|api_key|token|cache|output_dir|source|digests?|path|password|secret|prompt|rows_per_shard)s?$"
+    r"(^|_)(base_url|api_key|token|cache|output_dir|source|digests?|path|password|secret|prompt|nearest|rows_per_shard)s?$"
 )
 # Of the summary of a run.
 _TOLD = (
@@ -62,6 +62,7 @@ def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
         "null_images": {name: one.null_images for name, one in counts.items() if one.null_images},
         "prompts": [(mode, wording(mode), _others(mode, counts)) for mode in modes],
         "told": [(" and ".join(names), made) for folder, names in folders.items() if (made := told(folder))],
+        "compared_with": sorted({name for folder in folders for name in _benchmarks(folder)}),
         "reasons": {name: found for name, found in reasons.items() if found},
         "histograms": [(name, _bars(one.histogram())) for name, one in counts.items() if one.histogram()],
         "lengths": Markup(_lengths(counts)),
@@ -69,6 +70,11 @@ def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
         "samples": counts[first].sample_texts(),
         "own_citation": about["citation"] or _citation(about),
     }
+
+
+def _benchmarks(folder: str) -> list[str]:
+    """Return the benchmarks with which a run of `decontaminate` compared the rows of a folder."""
+    return list(read_json(Path(folder, "summary.json"), dict).get("benchmarks") or [])
 
 
 def _load(about: dict[str, Any], name: str, streaming: bool) -> str:
