@@ -299,6 +299,15 @@ def test_what_would_fail_after_training_is_refused_before(hub, digits_model, dig
     assert not hub.repos
 
 
+def test_what_the_hub_has_is_looked_at_before_training_too(hub, digits_model, digits_world, tmp_path):
+    with pytest.raises(ValueError, match=r"is for the model in the folder .*, which others do not have"):
+        learn(digits_model, digits_world, tmp_path / "out", **LORA)
+    put(hub, README_md="---\nlibrary_name: timm\n---\n")
+    with pytest.raises(ValueError, match="the card on the Hub says library_name: timm"):
+        learn(digits_model, digits_world, tmp_path / "out")
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
 def test_a_public_repository_is_refused_unless_it_is_meant(hub, digits_model, digits_world, tmp_path):
     api(hub).create_repo(REPO, private=False)
     with pytest.raises(ValueError, match="is public; say `hub_private_repo: false`"):

@@ -155,11 +155,15 @@ def _adapter_base(folder: Path, named: str | None) -> str:
     below = resolve_adapter(str(folder))[0]
     base, exact = hub_base(below)
     if not exact:
-        raise ValueError(
-            f"the adapter {folder} is for the model in the folder {below}, which others do not have: push that one "
-            "first and name it in base_model, or merge the adapter into it"
-        )
+        raise _nobodys_base(folder, below)
     return base
+
+
+def _nobodys_base(adapter: Path | str, below: str) -> ValueError:
+    return ValueError(
+        f"the adapter {adapter} is for the model in the folder {below}, which others do not have: push that one first "
+        "and name it in base_model of recipes/push_model.py, or merge the adapter into it"
+    )
 
 
 def _rewritten(file: Path, base: str, prepared: Path) -> Path:
@@ -188,6 +192,24 @@ def _unseen(readme: Path, card: str) -> list[str]:
         return []
     local, pushed = (with_part(text_of(text), "", BEGIN, END) for text in (readme.read_text(encoding="utf-8"), card))
     return [] if local in pushed or local == pushed else ["the text of README.md around our part: the Hub has its own"]
+
+
+def rehearse(config: PushModelConfig, record: dict[str, Any], api: HfApi) -> None:
+    """
+    Refuse what [`push_model`] would refuse of a model that is yet to be trained.
+
+    Args:
+        config ([`PushModelConfig`]):
+            Which model to publish, and as what.
+        record (`dict[str, Any]`):
+            How it is going to be trained.
+        api (`huggingface_hub.HfApi`):
+            How the Hub is reached.
+    """
+    made = record["made_from"]
+    if made["adapter"] and not made["exact"]:
+        raise _nobodys_base(config.model_name_or_path, made["base"])
+    model_card(config.model_name_or_path, record, config.hub_model_id, remote=Remote(api, config, "model").card)
 
 
 def claim_repository(repository: str, private: bool, token: str | None = None, readme: Path | None = None) -> str:

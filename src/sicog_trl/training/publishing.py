@@ -11,7 +11,7 @@ from ..cards import model_card
 from ..cards.lineage import lineage
 from ..files import write_text
 from ..hub.model_config import PushModelConfig
-from ..hub.models import claim_repository, overview, push_model
+from ..hub.models import claim_repository, overview, push_model, rehearse
 
 
 class Publishing:
@@ -53,6 +53,12 @@ class Publishing:
         made_from = {"method": self._name.lower(), "rows": len(self.train_dataset), **lineage(settings)}
         self.record = {"made_from": made_from}
         model_card(self.args.output_dir, self.record)
+        if self.args.push_to_hub and self.hub_model_id:  # the main process has one
+            rehearse(self._push_config(), self.record, HfApi(token=self.args.hub_token))
+
+    def _push_config(self) -> PushModelConfig:
+        where = {"hub_model_id": self.hub_model_id, "hub_revision": self.args.hub_revision}
+        return PushModelConfig(model_name_or_path=self.args.output_dir, private=self._private(), **where)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card, from [`remember`] on; names and tags that TRL would put there are not needed."""
@@ -68,12 +74,6 @@ class Publishing:
         """Push what was saved: weights, processor and card in one commit."""
         if not self.is_world_process_zero():
             return
-        config = PushModelConfig(
-            hub_model_id=self.hub_model_id,
-            model_name_or_path=self.args.output_dir,
-            private=self._private(),
-            hub_revision=self.args.hub_revision,
-        )
         api = HfApi(token=self.args.hub_token)
-        report = push_model(config, self.args.output_dir, api, self.record, commit_message)
+        report = push_model(self._push_config(), self.args.output_dir, api, self.record, commit_message)
         PartialState().print(overview(report))
