@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 NUM_CONTAMINATED, NUM_DUPLICATES = 8, 4  # pairs on the page
 MAX_TEXT = 400  # characters of one text on the page; how many more there are is said
 BY = ("image", "question", "caption")
-# Setting -> what it says on the page; the last ones only matter where duplicates are dropped.
+# Setting -> what it says on the page.
 SETTINGS = {
     "max_distance": "bits of 64 in which pictures that are near differ at most",
     "max_fine_distance": "bits of 256 of the finer hashes, which confirm it",
     "min_overlap": "share of a benchmark's text that a row holds at least",
-    "min_words": "words of a text that is compared with benchmarks at least",
+    "min_words": "words from which on a text is compared; a shorter one only repeats one that is equal",
     "max_duplicate_distance": "bits of 64 in which two pictures of the pool differ at most",
     "min_similarity": "similarity of two texts of the pool at least",
 }
-_OF_TEXTS, _OF_DUPLICATES = {"min_overlap", "min_words"}, {"max_duplicate_distance", "min_similarity"}
+_OF_TEXTS, _OF_DUPLICATES = {"min_overlap"}, {"max_duplicate_distance", "min_similarity"}
 
 
 def write_contamination_report(output_dir: str | Path, benchmarks: "Sequence[Benchmark]" = ()) -> Path:
@@ -76,8 +76,9 @@ def read_check(folder: Path | None, counts: dict[str, Any]) -> dict[str, Any]:
     """Return what the templates show of one check: counts, benchmarks, settings and, if its folder is there, pairs."""
     settings = counts.get("settings") or {}
     dropped = counts.get("dropped") or {}
-    unused = set() if settings.get("texts", True) else _OF_TEXTS
-    unused = unused if settings.get("duplicates", True) else unused | _OF_DUPLICATES
+    texts, duplicates = settings.get("texts", True), settings.get("duplicates", True)
+    unused = (set() if texts else _OF_TEXTS) | (set() if duplicates else _OF_DUPLICATES)
+    unused |= set() if texts or duplicates else {"min_words"}
     total, kept = counts.get("rows_in"), counts.get("kept")
     known = isinstance(total, int) and isinstance(kept, int)
     return {
@@ -87,8 +88,8 @@ def read_check(folder: Path | None, counts: dict[str, Any]) -> dict[str, Any]:
         "reasons": [(reason.replace("_", " "), number(count)) for reason, count in dropped.items()],
         "adds_up": kept + sum(dropped.values()) == total if known else None,
         "benchmarks": _benchmarks(counts),
-        "texts": settings.get("texts", True),
-        "duplicates": settings.get("duplicates", True),
+        "texts": texts,
+        "duplicates": duplicates,
         "settings": [
             (name, what, str(settings[name])) for name, what in SETTINGS.items() if name in settings.keys() - unused
         ],
@@ -196,8 +197,7 @@ def _pair(folder: Path, row: int, other: dict[str, Any]) -> dict[str, Any]:
 
 def _side(name: str, rows: Any) -> dict[str, Any]:
     """Return one row as the page shows it."""
-    texts = ([one] if isinstance(one, str) else one for one in (rows.asked[0], rows.said[0]))
-    asked, said = (cut(" / ".join(filter(None, one))) for one in texts)
+    asked, said = (cut(" / ".join(filter(None, texts[0]))) for texts in (rows.asked, rows.said))
     return {"name": name, **pictures(rows.images[0]), "asked": asked, "said": said}
 
 
