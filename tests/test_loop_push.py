@@ -219,10 +219,18 @@ def test_a_dry_run_is_pushed_later_without_the_rest_of_the_line(hub, loop, proce
 
 def test_without_a_network_the_line_stops_and_goes_on_where_it_was(hub, loop, processes, tmp_path):
     hub.fault = lambda method, path: "500" if method == "PUT" else None
-    with pytest.raises(StageError, match=r"stage sicog/round-1/push ended with exit code 1.*same command again"):
+    with pytest.raises(
+        StageError, match=r"stage sicog/round-1/push ended with exit code 1.*same command again.*without .*`push`"
+    ):
         run(LoopConfig(**loop), ROOT / "recipes")
     assert processes.ran[-1] == "sicog/round-1/push" and "Error while uploading" in str(processes.errors[0])
+    before = len(processes.ran)
+    run(LoopConfig(**{name: section for name, section in loop.items() if name != "push"}), ROOT / "recipes")
+    assert processes.ran[before] == "sicog/round-1/pretrain" and processes.ran[-1] == "evaluate"
     before, hub.fault = len(processes.ran), lambda method, path: None
     run(LoopConfig(**loop), ROOT / "recipes")
-    assert processes.ran[before] == "sicog/round-1/push" and list(hub.dataset(REPO).tags) == ["round-1", "round-2"]
+    assert processes.ran[before:] == ["sicog/round-1/push", "sicog/round-2/push"] and list(hub.dataset(REPO).tags) == [
+        "round-1",
+        "round-2",
+    ]
     assert TOKEN not in json.dumps([path.read_text() for path in (tmp_path / "run").rglob("*.json")])

@@ -105,7 +105,7 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
             ) from None
         spent = _state(stage).get("seconds", 0.0)
         if _is_new(stage):
-            _clear(stage.folder)
+            _clear(stage)
         write_text(path, yaml.safe_dump(stage.config, sort_keys=False))
         script = str(recipes / stage.recipe)
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config, script]
@@ -118,15 +118,17 @@ def _launch(stage: Stage, accelerate_config: str, recipes: Path) -> None:
         spent += time.monotonic() - started
         write_json(stage.folder / "stage.json", {"status": "failed" if code else "done", "seconds": spent, **state})
     if code:
+        later = ", or without the section `push`, which may come back later" if stage.recipe in _REPEATABLE else ""
         raise StageError(
             f"stage {stage.name} ended with exit code {code}; its arguments are in {path}. Run the same command again "
-            "to go on from here."
+            f"to go on from here{later}."
         )
 
 
-def _clear(folder: Path) -> None:
-    """Delete what a stage prepared with other arguments; its state goes last, so that a kill leaves it new."""
-    for path in folder.iterdir():
+def _clear(stage: Stage) -> None:
+    """Delete what a stage prepared with other arguments; until all is gone it has these, and is not done."""
+    write_json(stage.folder / "stage.json", {**_state(stage), "status": "started"})
+    for path in stage.folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name not in (_LOCK, "stage.json"):
