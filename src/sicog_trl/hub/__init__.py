@@ -1,7 +1,8 @@
 """
 Publish the artefacts of a run as one dataset repository of the Hub, with a card that says what they are.
 
-To read one back there is [`sicog_trl.data.load`] or plain `datasets.load_dataset(id, "curated", revision=...)`.
+To read one back there is [`sicog_trl.data.load`] or plain `datasets.load_dataset(id, "curated", revision=...)`; where
+it was pushed without its images, [`sicog_trl.hub.attach`] puts them back.
 """
 
 from .card import validate_card
