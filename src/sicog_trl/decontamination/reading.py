@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from ..curation.columns import combined
-from ..data import IMAGES_FEATURES, repeated_rows
+from ..data import IMAGES_FEATURES, batches, repeated_rows
 from ..generation.columns import as_images, image_columns
 from ..generation.inputs import ImageRows
 
@@ -76,6 +76,11 @@ class Pool:
         """Return a range of rows; images are as they are stored."""
         stop = min(stop, len(self))
         return self._rows.table(range(start, stop)) if self._rows else self._data[start:stop]
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield where ranges of rows begin and end that may be held at once with the bytes of their images."""
+        for start, raw in batches(self._data):
+            yield start, start + len(raw)
 
     def ids(self) -> pa.ChunkedArray:
         """Return all ids; that one is missing or occurs twice is an error."""

@@ -18,7 +18,6 @@ from .reading import Pool
 DROPPED = "dropped"
 DETAILS = pa.schema({"reason": pa.string(), "detail": pa.string(), "near": pa.list_(NEAR)})
 _SHOWN = 3  # examples per benchmark in the summary
-_ROWS = 250  # held at once, with the bytes of their images
 
 
 def write(
@@ -43,9 +42,8 @@ def write(
     with ExitStack() as stack:
         kept_file = stack.enter_context(writing(output_dir, split, kept_schema))
         dropped_file = stack.enter_context(writing(output_dir, DROPPED, dropped_schema))
-        for begin in range(0, len(pool), _ROWS):
-            table = pool.table(begin, begin + _ROWS).cast(kept_schema)
-            some = range(begin, begin + len(table))
+        for begin, end in pool.ranges():
+            table, some = pool.table(begin, end).cast(kept_schema), range(begin, end)
             mask = np.array([reasons[row] is None for row in some])
             if mask.any():
                 kept_file.write_table(table.filter(pa.array(mask)))
