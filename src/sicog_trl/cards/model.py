@@ -6,10 +6,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..hub.licences import LICENSES
 from ..report import markdown_environment, read_json
 from .common import LICENSE_KEYS, listed, merged, metadata_of, text_of, whole, with_part
-from .content import content, hub_link, plain
+from .licences import LICENSES
+from .model_content import content, hub_link, plain
 from .scores import check_index, joined_index, scores_part
 
 

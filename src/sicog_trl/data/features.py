@@ -5,6 +5,8 @@ from datasets import Features, Image, List, Value
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 IMAGES = List(Image())
+# In place of `images` where copies are forbidden: what names each image, and the SHA-256 of its bytes.
+REFERENCES, HASHES = "image_references", "image_hashes"
 
 IMAGES_FEATURES = Features(
     {

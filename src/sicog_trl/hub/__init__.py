@@ -5,9 +5,9 @@ To read one back there is [`sicog_trl.data.load`] or plain `datasets.load_datase
 it was pushed without its images, [`sicog_trl.hub.attach`] puts them back.
 """
 
-from .card import validate_card
+from ..cards.dataset import validate_card
+from ..cards.licences import LICENSES
 from .config import PushConfig
-from .licences import LICENSES
 from .push import overview, push
 
 

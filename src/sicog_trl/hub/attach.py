@@ -12,11 +12,12 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from ..data import IMAGES, batches, write_card, writing
+from ..cards.places import file_name
+from ..data import HASHES, IMAGES, REFERENCES, batches, write_card, writing
 from ..files import claim
 from ..generation.inputs import ImageRows
 from ..images import identity
-from .images import HASHES, HELD_BYTES, REFERENCES, images_of, is_image, last_part, with_bytes
+from .images import HELD_BYTES, images_of, is_image, with_bytes
 
 
 DROPPED = "dropped"
@@ -170,7 +171,7 @@ class _Index:
             if self._by_content:
                 what = identity(image)
                 self._by_hash.setdefault(what, (number, place))
-            for name in {last_part(image["path"]), last_part(row_id) if len(images) == 1 else None} - {None}:
+            for name in {file_name(image["path"]), file_name(row_id) if len(images) == 1 else None} - {None}:
                 known, where = self._by_name.get(name, (what, (number, place)))
                 self._by_name[name] = known, where if known == what else None
 
@@ -203,7 +204,7 @@ class _Index:
         row, count = self._by_id.get(reference, (0, 0))
         if occurrence < count and (row, occurrence) not in self._unfit:
             return row, occurrence
-        _, place = self._by_name.get(last_part(reference), ("", MISSING))
+        _, place = self._by_name.get(file_name(reference), ("", MISSING))
         return AMBIGUOUS if place is None else place
 
     def filled(self, table: pa.Table, places: list[list[tuple[int, int] | None]]) -> Iterator[pa.Table]:

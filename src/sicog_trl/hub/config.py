@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cards.licences import LICENSES
 from ..data import splits
-from .licences import LICENSES
 
 
 IMAGES = ("embed", "reference")

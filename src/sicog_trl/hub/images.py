@@ -5,18 +5,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image as Picture
 
+from ..cards.places import file_name
 from ..curation.columns import combined
 from ..images import URL, identity
 
 
-REFERENCES, HASHES = "image_references", "image_hashes"
 UNREADABLE = "unreadable_image"
 HELD_BYTES = 64 << 20  # ours: of images held at once; an Arrow array of bytes ends at two gigabytes
 _MOST_BYTES = 2**31 - 1
@@ -65,7 +64,7 @@ def embedded(table: pa.Table) -> pa.Array:
             else:
                 given[i] = _read(paths[i], ids[owners[i]])
         contents, nulls = pa.array(given, contents.type), pa.array(lost)
-    names = pa.array([last_part(path) for path in paths], pa.string())
+    names = pa.array([file_name(path) for path in paths], pa.string())
     fields = [pa.field("bytes", contents.type), pa.field("path", pa.string())]
     return _as_lists(lists, pa.StructArray.from_arrays([contents, names], fields=fields, mask=nulls))
 
@@ -96,7 +95,7 @@ def _read(path: str, owner: str) -> bytes:
 def with_bytes(image: dict[str, Any], owner: str) -> dict[str, Any]:
     """Return an image with its bytes and the last part of its path; `owner` names its row, should it be no image."""
     content = image["bytes"] if image["bytes"] is not None else _read(image["path"], owner)
-    return {"bytes": content, "path": last_part(image["path"])}
+    return {"bytes": content, "path": file_name(image["path"])}
 
 
 def is_image(path: str | None) -> bool:
@@ -129,20 +128,13 @@ def references(table: pa.Table, template: str) -> tuple[pa.Array, pa.Array]:
             hashes.append(None)
             continue
         path = image["path"]
-        name = path if path is None or URL.match(path) else last_part(path)
+        name = path if path is None or URL.match(path) else file_name(path)
         if name is None and "{path}" in template:
             raise ValueError(f"row {ids[owner]!r}: an image has no path; make `image_reference` from {{id}}")
         number = place - int(starts[owner])
         texts.append(template.format(id=ids[owner], source_id=sources[owner], path=name, number=number))
         hashes.append(found if re.fullmatch(r"[0-9a-f]{64}", found) else None)
     return tuple(_as_lists(lists, pa.array(values, pa.string())) for values in (texts, hashes))
-
-
-def last_part(path: str | None) -> str | None:
-    """Return the last part of a path or an address, which tells nothing of the machine."""
-    if path is None:
-        return None
-    return os.path.basename(urlsplit(path).path if URL.match(path) else path)
 
 
 def images_of(flat: pa.StructArray) -> Iterator[dict[str, Any] | None]:

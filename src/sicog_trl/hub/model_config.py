@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cards.licences import LICENSES
 from ..cards.lineage import is_hub_id
-from .licences import LICENSES
 
 
 @dataclass

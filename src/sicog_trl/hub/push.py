@@ -8,10 +8,10 @@ from datasets.utils.py_utils import convert_file_size_to_int
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 
+from ..cards.counts import Counts
+from ..cards.dataset import validate_card, write_card
 from ..files import claim, write_json, write_text
-from .card import validate_card, write_card
 from .config import PushConfig, named_splits
-from .counts import Counts
 from .remote import Remote, check_login, compare, names_of
 from .shards import write_shards
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
-from ..data import split_files
+from ..cards.counts import Counts
+from ..cards.places import tell_no_places
+from ..data import HASHES, REFERENCES, split_files
 from ..files import replacing
-from .counts import Counts
-from .images import HASHES, HELD_BYTES, REFERENCES, embedded, pieces, references
-from .places import tell_no_places
+from .images import HELD_BYTES, embedded, pieces, references
 
 
 _ROWS = 250  # held at once, or fewer if they are large

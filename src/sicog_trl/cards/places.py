@@ -1,16 +1,25 @@
 """Texts without the places of the machine on which they were written."""
 
+import os
 import re
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from .images import last_part
+from ..images import URL
 
 
 TOLD = ("error", "reason", "detail")  # columns in which this package writes what went wrong, and where
 _QUOTED = re.compile(r"""(['"])(?:~(?=[/a-z])|/|file:/)(?:(?!\1).)*/""")
 _PLAIN = re.compile(r"""(?<![\w:/.~<-])(?:~(?=[/a-z])|/|file:/)[^\s'"<>|;,]*/""")
 _SERVER = re.compile(r"""https?://(?:localhost|\d+(?:\.\d+){3}|\[[0-9a-f:]+\])(?::\d+)?[^\s'"]*""")
+
+
+def file_name(path: str | None) -> str | None:
+    """Return the last part of a path or an address, which tells nothing of the machine."""
+    if path is None:
+        return None
+    return os.path.basename(urlsplit(path).path if URL.match(path) else path)
 
 
 def without_places(text: str) -> str:
@@ -41,5 +50,5 @@ def _without_own(text: str, table: pa.Table, row: int) -> str:
     for image in table["images"][row] if table["images"][row].is_valid else ():
         path = image["path"].as_py() if image.is_valid else None
         if path and path.startswith(("/", "~")):
-            text = text.replace(path, last_part(path))
+            text = text.replace(path, file_name(path))
     return text

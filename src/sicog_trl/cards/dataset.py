@@ -10,10 +10,10 @@ from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..cards.common import listed, merged, text_of, whole, with_part
 from ..report import markdown_environment
-from .content import content
+from .common import listed, merged, text_of, whole, with_part
 from .counts import Counts
+from .dataset_content import content
 from .licences import LICENSES
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features
 
-from ..data import texts_of
+from ..data import HASHES, REFERENCES, texts_of
 from ..prompts import STEPS, prompt_for, task_of
-from .images import HASHES, REFERENCES
 
 
 BINS = 10

@@ -36,7 +36,7 @@ _TRAINED_ON = ("curated", "multi_turn", "annotated", "preference")
 
 
 def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
-    """Return what the template shows; see [`~sicog_trl.hub.card.write_card`]."""
+    """Return what the template shows; see [`~sicog_trl.cards.dataset.write_card`]."""
     first = next(iter(counts))
     reasons = {name: _most(one.columns["reason"] or one.columns["error"]) for name, one in counts.items()}
     rows = [[name, ", ".join(one.features), f"{one.num_rows:,}"] for name, one in counts.items()]
