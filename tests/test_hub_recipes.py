@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Image, List, Value, load_dataset
 from generating import EchoSampler
 from hub_server import TOKEN, HubServer
 from huggingface_hub import HfApi
@@ -351,6 +351,51 @@ def test_a_dataset_of_the_hub_shows_no_image_of_this_machine(hub, tmp_path, monk
     assert len(pull(tmp_path / "datasets_cache" / "mine.png")) == len(pull(tmp_path / "gone.png")) == 2
     offline(monkeypatch)
     assert len(load("me/pictures")) == 2  # a dataset without a card
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "wrap"),
+    [
+        ("picture", Image(), lambda image: image),
+        ("0.jpg", List(List(Image())), lambda image: [[image]]),
+        ("images", List(Value("string")), lambda image: [image["path"]]),
+        ("image", Value("string"), lambda image: image["path"]),
+        ("image", {"path": Value("string")}, lambda image: {"path": image["path"]}),
+    ],
+)
+def test_nor_in_any_other_column_that_generation_would_read(name, kind, wrap, hub, tmp_path):
+    (tmp_path / "secret.png").write_bytes(png(1))
+    rows = [{"id": "a", name: wrap({"bytes": None, "path": str(tmp_path / "secret.png")})}]
+    file = save(Dataset.from_list(rows, features=Features({"id": Value("string"), name: kind})), tmp_path, "train")
+    HfApi().create_repo("me/pictures", repo_type="dataset")
+    place = {"path_in_repo": f"data/{file.name}", "repo_id": "me/pictures", "repo_type": "dataset"}
+    HfApi().upload_file(path_or_fileobj=file, **place)
+    for pull in (load, load_images):
+        with pytest.raises(ValueError, match="as an image: a file of this machine"):
+            pull("me/pictures")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("{here}/a.parquet", "../../../..{here}/a.parquet", "file://{here}/a.parquet", "{server}/a.parquet"),
+        *("hf://datasets/me/other/a.parquet", "../other/a.parquet", "../../me/other/a.parquet"),
+    ],
+)
+def test_a_card_names_no_files_elsewhere(path, hub, tmp_path):
+    """Neither on this machine, nor on another server, nor in a repository that only its reader may see."""
+    save(Dataset.from_dict({"id": ["secret"]}), tmp_path, "train").rename(tmp_path / "a.parquet")
+    file = path.format(here=tmp_path, server=hub.endpoint)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: [{{split: train, path: '{file}'}}]\n---\n"
+    api = HfApi()
+    for repo, files in (("me/other", {}), ("her/digits", {"README.md": card.encode()})):
+        api.create_repo(repo, repo_type="dataset", private=True)
+        for name, content in {"a.parquet": (tmp_path / "a.parquet").read_bytes(), **files}.items():
+            api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repo, repo_type="dataset")
+    hub.requests.clear()
+    with pytest.raises((ValueError, FileNotFoundError), match=r"other addresses|don't belong to|Couldn't find"):
+        load("her/digits")
+    assert not any(asked.startswith(("/a.parquet", "/api/datasets/me/other")) for _, asked in hub.requests)
 
 
 # Runs that are started again -----------------------------------------------------------------------------------------

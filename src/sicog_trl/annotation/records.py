@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..generation.inputs import image_columns
+from ..data.rows import image_columns
 from ..generation.sources import load_images
 from .turns import Unusable
 

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import REGEX_COMMIT_HASH
 
 from ..files import is_local
-from .rows import batches, image_column
+from .rows import batches, image_columns
 
 
 _FILES = (".json", ".jsonl", ".parquet", ".tar")  # which some steps read instead of a folder
@@ -96,12 +96,14 @@ def pull(name: str, config: str | None, split: str) -> Dataset:
             Name of the split.
 
     Raises:
-        `ValueError`: if there is no such configuration or split, or an image is a file of this machine. Errors of
-        [`pin`].
+        `ValueError`: if there is no such configuration or split, an image is a file of this machine, or the card names
+        files elsewhere. Errors of [`pin`].
     """
     repo, _, commit = (pinned := pin(name)).partition("@")
     card = _configs(repo, commit)
     configs = card or MetadataConfigs()
+    if "://" in str([each.get("data_files") for each in configs.values()]):
+        raise ValueError(f"the card of {name} names data files at other addresses, and nothing is fetched from there")
     if config and configs and config not in configs:
         raise ValueError(f"{name} has no configuration {config!r}; it has: {', '.join(configs)}")
     config = config or (split if split in configs else configs.get_default_config_name())
@@ -171,13 +173,24 @@ def _builder(repo: str, commit: str, config: str | None, described: dict[str, An
 
 def _refuse_local_images(dataset: Dataset, name: str) -> None:
     """Refuse a Hub dataset that names files of this machine: they would be shown, and published with what is made."""
-    if (column := image_column(dataset)) is None:
+    columns = [name for name in dataset.column_names if name in ("images", *image_columns(dataset.features))]
+    if not columns:
         return
     caches = [Path(each).resolve() for each in (hf.HF_CACHE_HOME, hf.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)]
-    for _, raw in batches(dataset.select_columns(column).with_format("arrow")):
-        for chunk in raw[column].chunks:
-            flat = chunk if pa.types.is_struct(chunk.type) else chunk.flatten()
-            by_path = pc.struct_field(flat, "path").filter(pc.is_null(pc.struct_field(flat, "bytes")))
-            for path in filter(os.path.isfile, by_path.drop_null().to_pylist()):
-                if not any(Path(path).resolve().is_relative_to(cache) for cache in caches):
-                    raise ValueError(f"{name} names {path!r} as an image: a file of this machine, not of the dataset")
+    for _, raw in batches(dataset.select_columns(columns).with_format("arrow")):
+        named = (path for column in raw.columns for chunk in column.chunks for path in _paths(chunk))
+        for path in filter(os.path.isfile, named):
+            if not any(Path(path).resolve().is_relative_to(cache) for cache in caches):
+                raise ValueError(f"{name} names {path!r} as an image: a file of this machine, not of the dataset")
+
+
+def _paths(images: pa.Array) -> list[str]:
+    """Return the paths of images that are not stored as bytes."""
+    while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
+        images = images.flatten()
+    if pa.types.is_struct(images.type):
+        fields = {field.name for field in images.type}
+        if "bytes" in fields:
+            images = images.filter(pc.is_null(pc.struct_field(images, "bytes")))
+        images = pc.struct_field(images, "path") if "path" in fields else pa.nulls(0)
+    return [path for path in images.to_pylist() if isinstance(path, str)]

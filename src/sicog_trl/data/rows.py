@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Image, LargeList, List
+from datasets import Dataset, Features, Image, LargeList, List
 
 
 TEXTS = ("messages", "prompt", "completion", "chosen", "rejected")
@@ -44,11 +44,24 @@ def image_column(dataset: Dataset) -> str | None:
     return None
 
 
+def image_columns(features: Features) -> list[str]:
+    """Return the columns of images of any dataset, whatever their names; `image` may be one of bare bytes or paths."""
+
+    def is_image(feature: Any) -> bool:
+        while isinstance(feature, (List, LargeList)):
+            feature = feature.feature
+        return isinstance(feature, Image)
+
+    return [name for name, kind in features.items() if is_image(kind)] or [
+        name for name in features if name == "image"
+    ]
+
+
 def texts_of(messages: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the texts of messages, whose content is one text or, as TRL allows too, a list of texts and images."""
     for message in messages:
         content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text") for part in content or []]
+        parts = [content] if isinstance(content, str) else [part.get("text") for part in content or [] if part]
         yield from filter(None, parts)
 
 
@@ -57,7 +70,7 @@ def label_of(number: int, row: dict[str, Any]) -> str:
     if "id" in row:
         return f"row {number} (id {short(row['id'])})"
     columns = [row[name] for name in TEXTS if row.get(name)]
-    texts = (value[-1]["content"] if isinstance(value, list) else value for value in columns)
+    texts = ((value[-1] or {}).get("content") if isinstance(value, list) else value for value in columns)
     return f"row {number} ({', '.join(short(str(text), 40) for text in texts)})"
 
 

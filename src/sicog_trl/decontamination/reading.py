@@ -11,7 +11,8 @@ from datasets import Dataset, Features, Value
 
 from ..curation.columns import combined
 from ..data import IMAGES_FEATURES, batches, repeated_rows
-from ..generation.columns import as_images, image_columns
+from ..data.rows import image_columns
+from ..generation.columns import as_images
 from ..generation.inputs import ImageRows
 
 

@@ -1,28 +1,16 @@
 """From the columns of any dataset to those of the images contract, in Arrow; nothing is decoded."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Features, Image, Json, LargeList, List
+from datasets import ClassLabel, Features, Image, Json
 
 
 def is_question(text: str | None) -> bool:
     """Return whether a row with this question is asked for reasoning, and not for a description."""
     return bool((text or "").strip())
-
-
-def image_columns(features: Features) -> list[str]:
-    def is_image(feature: Any) -> bool:
-        while isinstance(feature, (List, LargeList)):
-            feature = feature.feature
-        return isinstance(feature, Image)
-
-    return [name for name, feature in features.items() if is_image(feature)] or [
-        n for n in ("image",) if n in features
-    ]
 
 
 def json_keys(features: Features) -> set[str]:

@@ -12,8 +12,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data import IMAGES_FEATURES, batches, repeated_rows
+from ..data.rows import image_columns
 from ..images import identity
-from .columns import as_images, as_text, from_json, image_columns, is_question, join, json_keys
+from .columns import as_images, as_text, from_json, is_question, join, json_keys
 
 
 logger = logging.getLogger(__name__)

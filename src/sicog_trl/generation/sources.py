@@ -14,8 +14,8 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..data import load
 from ..data.artefacts import artefact_folder
+from ..data.rows import image_columns
 from ..files import is_local, missing_folder
-from .columns import image_columns
 from .inputs import NO_ROWS
 from .tars import load_tars
 
