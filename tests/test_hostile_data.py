@@ -243,6 +243,88 @@ def test_a_damaged_table_is_named(content, tmp_path):
         load(str(tmp_path))
 
 
+def test_a_pipe_is_no_table(tmp_path):
+    path = Path(artefact(tmp_path, pa.table({"id": ["a"]})), "data", "train-00000-of-00001.parquet")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is damaged or no Parquet file: it is no file"):  # and not waited for
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["{no json", {"_type": "Evil"}, {"_type": "Value", "dtype": "evil"}, "x", ["x"], None],
+    ids=lambda told: json.dumps(told),
+)
+def test_what_a_table_says_of_its_columns_is_not_believed(told, tmp_path):
+    says = told if told == "{no json" else json.dumps({"info": {"features": {"id": told}}})
+    for name, rows in (("none", []), ("one", ["a"])):
+        table = pa.table({"id": pa.array(rows, pa.string())}).replace_schema_metadata({"huggingface": says})
+        with pytest.raises(
+            ValueError, match=r"train-00000-of-00001\.parquet and its like cannot be read as a dataset"
+        ):
+            load(artefact(tmp_path / name, table))
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "large_string"])
+def test_texts_that_are_stored_otherwise_are_texts(kind, tmp_path):
+    ids = pa.array(["a", "a"])
+    ids = ids.dictionary_encode() if kind == "dictionary" else ids.cast(pa.large_string())
+    found = validate(load(artefact(tmp_path, pa.table({"id": ids, "question": ids}))))
+    assert not found.columns and found.faults == {"repeated id": 1}
+
+
+def test_columns_that_cannot_be_read_are_an_error_with_a_name(tmp_path):
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"])
+    number = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16)))
+    for name, table in (("twice", twice), ("uuid", pa.table({"id": number}))):
+        with pytest.raises(ValueError, match=rf"{name}/data/train-00000-of-00001\.parquet .* cannot be read"):
+            load(artefact(tmp_path / name, table))
+
+
+def test_a_folder_is_no_pattern(tmp_path):
+    for name in ("[ab]", "a"):
+        save(Dataset.from_dict({"id": [name]}), tmp_path / name, "train")
+    assert load(str(tmp_path / "[ab]"))["id"][:] == ["[ab]"]
+
+
+PART = pa.struct([("type", pa.string()), ("text", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("content", "messages"),
+    [
+        (pa.string(), [None]),
+        (pa.string(), [{"role": None, "content": None}]),
+        (pa.list_(PART), [{"role": "user", "content": [None]}]),
+        (pa.list_(PART), [{"role": "user", "content": [None, {"type": "text", "text": "x"}]}]),
+        (pa.list_(PART), [{"role": "user", "content": [{"type": None, "text": None}]}]),
+    ],
+)
+def test_nulls_at_any_depth_are_a_named_row(content, messages, tmp_path, capsys):
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", content)]))
+    columns = {name: pa.array([messages], kind) for name in ("prompt", "completion")}
+    assert main([artefact(tmp_path, pa.table(columns))]) == 1
+    assert "there is no text in the column prompt; leave out that row" in capsys.readouterr().out
+
+
+def test_numbers_in_place_of_texts_are_a_column_of_another_type(tmp_path):
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(pa.struct([("text", pa.int64())])))]))
+    column = pa.array([[{"role": "user", "content": [{"text": 3}]}]], kind)
+    found = validate(load(artefact(tmp_path, pa.table({"id": ["a"], "messages": column}))))
+    assert len(found.columns) == 1 and "a list of messages is needed" in found.columns[0]
+
+
+def test_ids_that_only_look_alike_are_two_and_show_what_they_are(tmp_path, capsys):
+    ids = ["\u00e9", "e\u0301", "a\nrow 9", "a\0b", "\x1b[2Ja", "\u202eb"]
+    rows = [{"id": each, "question": None, "images": [], "answer": None} for each in ids]
+    save(Dataset.from_list(rows, features=IMAGES_FEATURES), tmp_path, "train")
+    assert main([str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "6 of 6 rows" in shown and "repeated id" not in shown
+    assert all(f"(id {each!r})" in shown for each in ids) and all(c.isprintable() for c in shown.replace("\n", ""))
+
+
 def test_columns_of_wrong_types_are_reported(tmp_path, capsys):
     """Even if the file itself says that they are right."""
     features = json.dumps({"info": {"features": IMAGES_FEATURES.to_dict()}})

@@ -1,5 +1,6 @@
 """How an artefact is written and read."""
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,14 +37,23 @@ def load(name: str, config: str | None = None, split: str = "train") -> Dataset:
     if not is_local(name):
         return pull(name, config, split)
     files = split_files(name, config, split)
-    if not sum(map(_num_rows, files)):
-        # `load_dataset` takes a split without rows for a split that is not there
-        features = Features.from_arrow_schema(pq.read_schema(files[0]))
-        return Dataset.from_dict({column: [] for column in features}, features=features)
-    return load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
+    num_rows = sum(map(_num_rows, files))
+    try:
+        if not num_rows:
+            # `load_dataset` takes a split without rows for a split that is not there
+            features = Features.from_arrow_schema(pq.read_schema(files[0]))
+            return Dataset.from_dict({column: [] for column in features}, features=features)
+        return load_dataset("parquet", data_files={split: [glob.escape(str(file)) for file in files]}, split=split)
+    except OSError:
+        raise
+    # `datasets` believes what a file says of its own columns, and stumbles over it with whatever it happens to raise.
+    except Exception as error:
+        raise ValueError(f"{files[0]} and its like cannot be read as a dataset: {error.__cause__ or error}") from error
 
 
 def _num_rows(file: Path) -> int:
+    if file.exists() and not file.is_file():  # whoever opened a pipe would wait for ever
+        raise ValueError(f"{file} is damaged or no Parquet file: it is no file; make it again")
     try:
         return pq.read_metadata(file).num_rows
     except (pa.ArrowInvalid, OSError) as error:

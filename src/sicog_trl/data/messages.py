@@ -19,7 +19,10 @@ def kind_of(feature: Any) -> str | None:
     content = message["content"]
     if isinstance(content, Value) and content.dtype in ("string", "large_string"):
         return "text"
-    return "parts" if isinstance(content, (List, LargeList)) and isinstance(content.feature, dict) else None
+    part = content.feature if isinstance(content, (List, LargeList)) else None
+    if not isinstance(part, dict) or getattr(part.get("text"), "dtype", "string") not in ("string", "large_string"):
+        return None
+    return "parts"
 
 
 def conversation_faults(
@@ -65,7 +68,9 @@ def conversation_faults(
 def _is_empty(content: Any) -> bool:
     if isinstance(content, str) or not content:
         return not (content or "").strip()
-    return all(part.get("type") != "image" and not (part.get("text") or "").strip() for part in content)
+    return None in content or all(
+        part.get("type") != "image" and not (part.get("text") or "").strip() for part in content
+    )
 
 
 def _turn_faults(name: str, messages: list[dict[str, Any]], num_images: int) -> Iterator[tuple[str, str]]:
@@ -78,6 +83,6 @@ def _turn_faults(name: str, messages: list[dict[str, Any]], num_images: int) -> 
             shown = ", ".join(roles[:6]) + ", ..." * (len(roles) > 6)
             yield "roles", f"{name}: roles do not alternate from user to assistant: {shown}"
     contents = [message["content"] for message in messages if isinstance(message["content"], list)]
-    placed = sum(part.get("type") == "image" for parts in contents for part in parts)
+    placed = sum(part.get("type") == "image" for parts in contents for part in parts if part)
     if placed and placed != num_images:
         yield "images", f"{name}: {placed} images are placed in the text, and the row has {num_images}"
