@@ -35,7 +35,10 @@ def main(args: PushArguments, push_args: PushConfig) -> None:
     # Others, if there are any, may wait for hours.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
-        print(overview(push(push_args, args.output_dir)))
+        try:
+            print(overview(push(push_args, args.output_dir)))
+        except (ConnectionError, PermissionError) as error:  # says what to do
+            raise SystemExit(f"error: {error}") from error
     state.wait_for_everyone()
 
 

@@ -5,6 +5,7 @@ accelerate launch recipes/push_model.py --config recipes/digits/push_model.yaml
 """
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -32,9 +33,13 @@ ARGUMENTS = (PushArguments, PushModelConfig)
 
 def main(args: PushArguments, push_args: PushModelConfig) -> None:
     """Write the card, compare with the Hub, push; one process does it all."""
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    # Others, if there are any, may wait for hours.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
-        print(overview(push_model(push_args, args.output_dir)))
+        try:
+            print(overview(push_model(push_args, args.output_dir)))
+        except (ConnectionError, PermissionError) as error:  # says what to do
+            raise SystemExit(f"error: {error}") from error
     state.wait_for_everyone()
 
 

@@ -4,6 +4,8 @@ import json
 import logging
 import multiprocessing
 import os
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from huggingface_hub import DatasetCard, HfApi
 from pushing import REPO, TOKEN, api, make_run, png, settings
 
 from sicog_trl.data import load, save
+from sicog_trl.files import AnotherRunError, write_json
 from sicog_trl.hub import overview, push
 
 
@@ -190,6 +193,7 @@ def test_what_a_killed_preparation_left_behind_is_not_pushed(hub, run, tmp_path)
     data.mkdir(parents=True)
     for name in (".curated.00003", "curated-00001-of-00002.parquet"):
         (data / name).write_bytes(b"half of a file")
+    write_json(tmp_path / "push" / "settings.json", {"hub_dataset_id": REPO})  # it is written first
     push(settings(run), tmp_path / "push", api(hub))
     assert sorted(file.name for file in data.iterdir()) == [path.split("/")[1] for path in data_files(hub)]
 
@@ -405,6 +409,46 @@ def test_a_dry_run_needs_no_network(run, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     nobody = HfApi(endpoint="http://127.0.0.1:1", token=TOKEN)
     assert push(settings(run, dry_run=True), tmp_path / "push", nobody)["before"] == "not asked, ConnectError"
+
+
+@pytest.mark.parametrize("where", ["/whoami-v2", "/api/datasets/", "/preupload/"])
+def test_a_hub_that_is_out_of_order_or_away_ends_in_advice(hub, run, tmp_path, where):
+    hub.fault = lambda method, path: "500" if where in path else None
+    with pytest.raises(ConnectionError, match=r"me/digits: the Hub is out of order \(500\); start again later"):
+        push(settings(run), tmp_path / "push", api(hub))
+    hub.fault = lambda method, path: "lost" if where in path else None
+    with pytest.raises(ConnectionError, match="me/digits: the Hub cannot be reached; start again later"):
+        push(settings(run), tmp_path / "push", api(hub))
+
+
+def test_the_recipe_ends_in_one_line_where_the_hub_is_away(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    recipe = runpy.run_path(str(ROOT / "recipes/push.py"))
+    with pytest.raises(SystemExit, match="error: me/digits: the Hub cannot be reached; start again later"):
+        recipe["main"](recipe["PushArguments"](str(tmp_path / "push")), settings(run))
+
+
+def test_what_was_only_tried_may_get_another_name_and_what_was_pushed_may_not(hub, run, tmp_path):
+    for name in ("me/other", REPO):
+        config = settings(run, dry_run=True)
+        config.hub_dataset_id = name
+        push(config, tmp_path / "push", api(hub))
+    push(settings(run), tmp_path / "push", api(hub))
+    config.hub_dataset_id = "me/other"
+    with pytest.raises(AnotherRunError, match="hub_dataset_id is 'me/digits' there and 'me/other' here"):
+        push(config, tmp_path / "push", api(hub))
+
+
+def test_a_push_is_never_prepared_in_the_folder_of_another_step(run, tmp_path):
+    """Files of the same name would be lost: those that `generate` writes have no settings beside them."""
+    shutil.copytree(run, tmp_path / "other")
+    for folder in ("candidates", "curated"):
+        there = {path: path.read_bytes() for path in (tmp_path / "other" / folder).rglob("*.*") if path.is_file()}
+        with pytest.raises(ValueError, match="holds the artefact of another step; prepare the push elsewhere"):
+            push(settings(run, dry_run=True), tmp_path / "other" / folder)
+        assert all(path.read_bytes() == content for path, content in there.items()) and there
 
 
 def test_two_pushes_do_not_prepare_their_files_in_one_folder(hub, run, tmp_path):

@@ -213,6 +213,8 @@ def test_a_dry_run_shows_everything_and_writes_nothing(hub, models, tmp_path, mo
         ({"base_model": "/home/me/base"}, "base_model '/home/me/base' is no Hub id"),
         ({"datasets": ["./rows"]}, "datasets './rows' is no Hub id"),
         ({"tag": "../main"}, "tag holds letters"),
+        ({"tag": "main"}, "is not 'main'"),
+        ({"private": None}, "private is true or false, got None"),
     ],
 )
 def test_a_bad_setting_is_named(changes, message):
@@ -237,6 +239,13 @@ def test_what_may_not_be_pushed_is_refused(hub, models, digits_model, tmp_path):
     write_json(tmp_path / "older" / "config.json", {**settings, "text_config": {"_name_or_path": "/home/me/base"}})
     with pytest.raises(ValueError, match=r"config\.json: text_config\._name_or_path names a place of this machine"):
         push_model(PushModelConfig(REPO, str(tmp_path / "older"), license="mit"), tmp_path, api(hub))
+    write_json(tmp_path / "older" / "config.json", settings)
+    write_json(tmp_path / "older" / "tokenizer_config.json", {"init": [{"use_auth_token": TOKEN}]})
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json: init\.0\.use_auth_token holds what .* token"
+    ) as told:
+        push_model(PushModelConfig(REPO, str(tmp_path / "older"), license="mit"), tmp_path, api(hub))
+    assert TOKEN not in str(told.value)
     assert not hub.repos
     api(hub).create_repo(REPO, private=False)
     with pytest.raises(ValueError, match="is public; say `private: false`"):

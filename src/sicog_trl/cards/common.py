@@ -7,7 +7,7 @@ from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
 
 
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}")
+TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,})")
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -112,6 +112,10 @@ def whole(metadata: dict[str, Any], text: str) -> str:
         `ValueError`: if a token stands in it.
     """
     card = f"---\n{yaml_dump(metadata, sort_keys=False).strip()}\n---\n{text.lstrip()}"
-    if _TOKEN.search(card):
-        raise ValueError("something that looks like an access token stands in the card; it is not pushed")
+    if found := TOKEN.search(card):
+        number = card.count("\n", 0, found.start()) + 1
+        raise ValueError(
+            f"something that looks like an access token, {found[0][:6]}…, stands in line {number} of the card: it is "
+            "not pushed. Take it out of the rows, the settings or the card that it comes from, and revoke it"
+        )
     return card

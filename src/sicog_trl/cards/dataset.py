@@ -11,10 +11,10 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..report import markdown_environment
-from .common import listed, merged, text_of, whole, with_part
+from .common import listed, merged, metadata_of, text_of, whole, with_part
 from .counts import Counts
 from .dataset_content import content
-from .licences import LICENSES
+from .licences import LICENSES, slug
 
 
 BEGIN, END = "<!-- sicog-trl: begin, written anew by every push -->", "<!-- sicog-trl: end -->"
@@ -45,8 +45,7 @@ def write_card(
     Raises:
         `ValueError`: if the card that is there names other licences, or a token stands in what is to be published.
     """
-    there = DatasetCard(existing, ignore_metadata_errors=False).data.to_dict() if existing else {}
-    data = DatasetCardData(**merged(there, metadata(about)))
+    data = DatasetCardData(**merged(metadata_of(existing), metadata(about)))
     _forget(data, about["left_out"])
     MetadataConfigs(_configs(data, {name: digest for name, (_, digest) in files.items()})).to_dataset_card_data(data)
     infos = {name: _info(name, one, files[name][0]) for name, one in counts.items()}
@@ -64,15 +63,11 @@ def metadata(about: dict[str, Any]) -> dict[str, Any]:
     licenses = list(dict.fromkeys(known.values()))
     found: dict[str, Any] = {"license": licenses[0] if len(licenses) == 1 else licenses}
     if other := next((part for part in reversed(licensed) if known[part] == "other"), None):
-        found |= {"license_name": _slug(named[other]), "license_link": about[f"{other}_license_link"]}
+        found |= {"license_name": slug(named[other]), "license_link": about[f"{other}_license_link"]}
     found |= {"pretty_name": about["pretty_name"], "language": about["language"], "tags": _TAGS}
     found |= {"task_categories": ["image-text-to-text"], "annotations_creators": ["machine-generated"]}
     found["source_datasets"] = about["source_datasets"]
     return {key: value for key, value in found.items() if value}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 def _forget(data: DatasetCardData, names: list[str]) -> None:

@@ -1,5 +1,8 @@
 """Licences by the names that the Hub knows."""
 
+import re
+
+
 # https://huggingface.co/docs/hub/repositories-licenses, without `unknown`: data of unknown licence is not published.
 LICENSES = frozenset(
     """
@@ -14,3 +17,8 @@ LICENSES = frozenset(
     llama4 grok2-community gemma other
     """.split()
 )
+
+
+def slug(name: str) -> str:
+    """Return the name of a licence that the Hub does not know as `license_name` takes it."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

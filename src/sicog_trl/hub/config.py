@@ -3,6 +3,10 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..cards.licences import LICENSES
 from ..data import splits
@@ -79,17 +83,16 @@ class PushConfig:
     citation: str | None = field(default=None, metadata={"help": "BibTeX of the dataset."})
 
     def __post_init__(self) -> None:
-        for part in ("image", "text"):
-            _check_license(part, getattr(self, f"{part}_license"), getattr(self, f"{part}_license_link"))
+        check_target(self, "hub_dataset_id")
+        for key in ("image_license", "text_license"):
+            if not getattr(self, key):
+                raise ValueError(
+                    f"{key} is {getattr(self, key)!r}: nothing is pushed without the licences of images and of text; "
+                    f"name one that the Hub knows (cc-by-4.0, ...), or another one by its name with {key}_link"
+                )
+            check_license(key, getattr(self, key), getattr(self, f"{key}_link"))
         if self.images not in IMAGES:
             raise ValueError(f"unknown images {self.images!r}; choose one of {', '.join(IMAGES)}")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_dataset_id):
-            raise ValueError(f"hub_dataset_id is owner/name, got {self.hub_dataset_id!r}")
-        if self.tag is not None and (not re.fullmatch(r"\w[\w.-]*", self.tag) or self.tag == "main"):
-            raise ValueError(f"tag holds letters, digits, '-', '_' and '.' and is not 'main', got {self.tag!r}")
-        for name in ("private", "dry_run"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is true or false, got {getattr(self, name)!r}")
         if not self.artefacts:
             raise ValueError("artefacts is empty: name at least one folder with a `path`")
         try:
@@ -103,15 +106,28 @@ class PushConfig:
                 raise ValueError(f"artefacts[{number}]: needs a `path`, and a `split` if it has a `config`")
 
 
-def _check_license(part: str, name: str | None, link: str | None) -> None:
-    key = f"{part}_license"
-    if not name or name in ("unknown", "other"):
+def check_target(config: Any, key: str) -> None:
+    """Refuse what can be no repository of an owner, or no tag of one, and what might make it public by mistake."""
+    repository, tag = getattr(config, key), config.tag
+    for name in ("private", "dry_run"):
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} is true or false, got {getattr(config, name)!r}")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ValueError(f"{key} is owner/name, got {repository!r}: {error}") from error
+    if "/" not in repository:
+        raise ValueError(f"{key} is owner/name, got {repository!r}")
+    if tag is not None and (not re.fullmatch(r"\w[\w.-]*", tag) or tag == "main"):
+        raise ValueError(f"tag holds letters, digits, '-', '_' and '.' and is not 'main', got {tag!r}")
+
+
+def check_license(key: str, name: str, link: str | None) -> None:
+    """Refuse a licence that nobody could look up."""
+    if name in ("unknown", "other") or (name not in LICENSES and not link):
         raise ValueError(
-            f"{key} is {name!r}: nothing is pushed without the licences of images and of text; name one that the Hub "
-            f"knows (cc-by-4.0, ...), or another one by its name with {key}_link"
+            f"{key} {name!r} is none that the Hub knows; name it, and say in {key}_link where it can be read"
         )
-    if name not in LICENSES and not link:
-        raise ValueError(f"{key} {name!r} is none that the Hub knows; say in {key}_link where it can be read")
 
 
 def named_splits(artefacts: list[dict], output_dir: Path) -> dict[str, tuple[str, str]]:

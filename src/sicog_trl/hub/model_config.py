@@ -1,11 +1,11 @@
 """Which model to publish, and as what."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..cards.licences import LICENSES
+from ..cards.licences import LICENSES, slug
 from ..cards.lineage import is_hub_id
+from .config import check_license, check_target
 
 
 @dataclass
@@ -53,19 +53,12 @@ class PushModelConfig:
     dry_run: bool = field(default=False, metadata={"help": "Show what would be pushed, push nothing."})
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id):
-            raise ValueError(f"hub_model_id is owner/name, got {self.hub_model_id!r}")
-        nameless = self.license in ("unknown", "other")
-        if nameless or (self.license and self.license not in LICENSES and not self.license_link):
-            raise ValueError(
-                f"license {self.license!r} is none that the Hub knows; name it, and say in license_link where it can "
-                "be read"
-            )
+        check_target(self, "hub_model_id")
+        if self.license:
+            check_license("license", self.license, self.license_link)
         for key, names in (("base_model", [self.base_model]), ("datasets", self.datasets or [])):
             if wrong := [name for name in names if name is not None and not is_hub_id(name)]:
                 raise ValueError(f"{key} {wrong[0]!r} is no Hub id; links in a card lead to the Hub")
-        if self.tag is not None and not re.fullmatch(r"\w[\w.-]*", self.tag):
-            raise ValueError(f"tag holds letters, digits, '-', '_' and '.', got {self.tag!r}")
 
 
 def given_metadata(config: PushModelConfig) -> dict[str, Any]:
@@ -73,6 +66,6 @@ def given_metadata(config: PushModelConfig) -> dict[str, Any]:
     known = config.license in LICENSES
     given: dict[str, Any] = {"license": config.license if known or not config.license else "other"}
     if config.license and not known:
-        given["license_name"] = re.sub(r"[^a-z0-9.]+", "-", config.license.lower()).strip("-")
+        given["license_name"] = slug(config.license)
     given |= {"license_link": config.license_link, "base_model": config.base_model}
     return {**given, "datasets": config.datasets, "language": config.language}

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..cards import metadata_of, model_card, validate_model_card
-from ..cards.common import text_of, with_part
+from ..cards.common import TOKEN, text_of, with_part
 from ..cards.lineage import PUSHED, hub_base
 from ..cards.model import BEGIN, END
 from ..checkpoints import resolve_adapter
@@ -60,8 +60,18 @@ def push_model(
     Raises:
         `ValueError`: if there is no licence, if the repository is public against the settings, its card contradicts
         this one, or the tag stands for something else. `PermissionError`: if the Hub does not accept the token.
+        `ConnectionError`: if it cannot be reached.
     """
-    api, output_dir, folder = api or HfApi(), Path(output_dir), Path(config.model_name_or_path).expanduser()
+    with explained(config.hub_model_id):
+        return _push(
+            config, Path(output_dir), api or HfApi(), record, message or f"Push {config.tag or 'model and card'}"
+        )
+
+
+def _push(
+    config: PushModelConfig, output_dir: Path, api: HfApi, record: dict[str, Any] | None, message: str
+) -> dict[str, Any]:
+    folder = Path(config.model_name_or_path).expanduser()
     local, left_out = published_files(folder)
     if not config.dry_run:
         check_login(api)
@@ -75,7 +85,7 @@ def push_model(
             )
         for name, file in local.items():
             if re.fullmatch(_SETTINGS, name):
-                _refuse_places(name, json.loads(file.read_text(encoding="utf-8")))
+                _refuse_secrets(name, json.loads(file.read_text(encoding="utf-8")))
         plan = _plan(local, remote.files)
         same = all(state == "unchanged" for path, state in plan.items() if re.fullmatch(_WEIGHTS, path))
         card = model_card(folder, record, config.hub_model_id, given, remote.card, same)
@@ -84,21 +94,7 @@ def push_model(
         write_text(output_dir / "README.md", card)
         plan = _plan({**local, "README.md": output_dir / "README.md"}, remote.files)
         local["README.md"] = output_dir / "README.md"
-        remote.check_tag(config.tag, plan)
-        report = {
-            "repository": config.hub_model_id,
-            "before": remote.state,
-            "commit": None,
-            "tag": config.tag,
-            "private": config.private if remote.private is None else remote.private,
-            "files": {p: {"bytes": local[p].stat().st_size if p in local else 0, "is": s} for p, s in plan.items()},
-            "left_out": left_out,
-        }
-        if not config.dry_run:
-            message = message or f"Push {config.tag or 'model and card'}"
-            report["commit"] = remote.commit(local, plan, config.private, config.tag, message)
-            write_json(output_dir / PUSHED, report)
-    return report
+        return remote.push(local, plan, output_dir, message, left_out=left_out)
 
 
 def overview(report: dict[str, Any]) -> str:
@@ -175,11 +171,13 @@ def _rewritten(file: Path, base: str, prepared: Path) -> Path:
     return prepared / file.name
 
 
-def _refuse_places(name: str, content: Any, key: str = "") -> None:
-    """Refuse settings that name a place of this machine, as older versions of Transformers wrote them."""
+def _refuse_secrets(name: str, content: Any, key: str = "") -> None:
+    """Refuse settings with a token or a place of this machine, as older versions of Transformers wrote them."""
     if isinstance(content, (dict, list)):
         for part, inner in content.items() if isinstance(content, dict) else enumerate(content):
-            _refuse_places(name, inner, f"{key}.{part}".lstrip("."))
+            _refuse_secrets(name, inner, f"{key}.{part}".lstrip("."))
+    elif isinstance(content, str) and TOKEN.search(content):
+        raise ValueError(f"{name}: {key} holds what looks like an access token; take it out, and revoke it")
     elif (
         isinstance(content, str) and key.endswith(("path", "dir", "file")) and content.startswith(("/", "~", "file:"))
     ):
@@ -209,7 +207,9 @@ def rehearse(config: PushModelConfig, record: dict[str, Any], api: HfApi) -> Non
     made = record["made_from"]
     if made["adapter"] and not made["exact"]:
         raise _nobodys_base(config.model_name_or_path, made["base"])
-    model_card(config.model_name_or_path, record, config.hub_model_id, remote=Remote(api, config, "model").card)
+    with explained(config.hub_model_id):
+        remote = Remote(api, config, "model")
+    model_card(config.model_name_or_path, record, config.hub_model_id, remote=remote.card)
 
 
 def claim_repository(repository: str, private: bool, token: str | None = None, readme: Path | None = None) -> str:
@@ -230,7 +230,8 @@ def claim_repository(repository: str, private: bool, token: str | None = None, r
         `str`: `owner/name`.
     """
     api = HfApi(token=token)
-    check_login(api)
+    with explained(repository):
+        check_login(api)
     named = readme is not None and readme.is_file() and metadata_of(readme.read_text(encoding="utf-8")).get("license")
     if not private and not named:
         raise ValueError(
@@ -239,6 +240,7 @@ def claim_repository(repository: str, private: bool, token: str | None = None, r
         )
     with explained(repository):
         found = api.create_repo(repository, private=private, exist_ok=True).repo_id
-    if private and not api.model_info(found).private:
+        seen = api.model_info(found)
+    if private and not seen.private:
         raise ValueError(f"{found} is public; say `hub_private_repo: false` if that is meant")
     return found

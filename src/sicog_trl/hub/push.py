@@ -10,9 +10,12 @@ from huggingface_hub import HfApi
 
 from ..cards.counts import Counts
 from ..cards.dataset import validate_card, write_card
-from ..files import claim, write_json, write_text
+from ..cards.lineage import pushed_to
+from ..data import splits
+from ..files import refuse_another_run, write_json, write_text
+from ..report import read_json
 from .config import PushConfig, named_splits
-from .remote import Remote, check_login, compare, names_of
+from .remote import Remote, check_login, compare, explained, names_of
 from .shards import write_shards
 
 
@@ -43,12 +46,13 @@ def push(config: PushConfig, output_dir: str | Path, api: HfApi | None = None) -
     Raises:
         `ValueError`: if the repository is public against the settings or has another name now, its card names other
         licences, or the tag stands for something else. `PermissionError`: if the Hub does not accept the token, or
-        not for this. `RuntimeError`: if somebody else pushed meanwhile, or pushes from `output_dir` just now.
+        not for this. `ConnectionError`: if it cannot be reached. `RuntimeError`: if somebody else pushed meanwhile, or
+        pushes from `output_dir` just now.
     """
     api, output_dir = api or HfApi(), Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(output_dir / ".lock", timeout=0):
+        with FileLock(output_dir / ".lock", timeout=0), explained(config.hub_dataset_id):
             return _push(config, output_dir, api)
     except Timeout:
         raise RuntimeError(f"{output_dir}: another push prepares its files here; wait for it") from None
@@ -66,22 +70,9 @@ def _push(config: PushConfig, output_dir: Path, api: HfApi) -> dict[str, Any]:
     local["README.md"] = output_dir / "README.md"
     plan = compare(local, remote.files, {*shards, *left_out})
     validate_card(text, [path for path in {**remote.files, **local} if plan.get(path) != "deleted"])
-    remote.check_tag(config.tag, plan)
-    report = {
-        "repository": config.hub_dataset_id,
-        "before": remote.state,
-        "commit": None,
-        "tag": config.tag,
-        "private": config.private if remote.private is None else remote.private,
-        "rows": {name: one.num_rows for name, one in counts.items()},
-        "left_out": left_out,
-        "files": {p: {"bytes": local[p].stat().st_size if p in local else 0, "is": s} for p, s in plan.items()},
-    }
-    if not config.dry_run:
-        message = f"Push {config.tag or 'data and card'}"
-        report["commit"] = remote.commit(local, plan, config.private, config.tag, message)
-        write_json(output_dir / "pushed.json", report)
-    return report
+    rows = {name: one.num_rows for name, one in counts.items()}
+    message = f"Push {config.tag or 'data and card'}"
+    return remote.push(local, plan, output_dir, message, rows=rows, left_out=left_out)
 
 
 def _whole(files: list[Path]) -> tuple[int, str]:
@@ -105,7 +96,7 @@ def overview(report: dict[str, Any]) -> str:
 def _prepare(config: PushConfig, output_dir: Path) -> tuple[dict[str, list[Path]], dict[str, Counts], dict, list[str]]:
     """Write the files of every configuration that has rows; the others are named."""
     named = named_splits(config.artefacts, output_dir)
-    claim(output_dir / "settings.json", {"hub_dataset_id": config.hub_dataset_id})
+    _claim(output_dir, config.hub_dataset_id)
     size = convert_file_size_to_int(config.max_shard_size)
     reference = config.image_reference if config.images == "reference" else None
     shards, counts, left_out = {}, {}, []
@@ -118,3 +109,19 @@ def _prepare(config: PushConfig, output_dir: Path) -> tuple[dict[str, list[Path]
     if not shards:
         raise ValueError("none of the artefacts has a row; there is nothing to push")
     return shards, counts, {name: named[name][0] for name in shards}, left_out
+
+
+def _claim(output_dir: Path, repository: str) -> None:
+    """
+    Refuse a folder that another step wrote, whose files would be replaced, or that was pushed as something else.
+
+    What was only tried may be tried as something else.
+    """
+    path = output_dir / "settings.json"
+    found = read_json(path, dict)
+    if found.keys() != {"hub_dataset_id"}:
+        if found or splits(output_dir):
+            raise ValueError(f"{output_dir} holds the artefact of another step; prepare the push elsewhere")
+    elif pushed_to(output_dir):
+        refuse_another_run(output_dir, found, {"hub_dataset_id": repository})
+    write_json(path, {"hub_dataset_id": repository})

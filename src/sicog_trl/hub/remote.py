@@ -20,16 +20,22 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
+from ..cards.lineage import PUSHED
+from ..files import write_json
+
 
 _MOST_FILES = 10_000  # of one folder, says the Hub's page on the limits of repositories
 _FILES_AT_ONCE = 8  # ours: what was sent is known to the Hub when a group is through
+# What the client of HTTP raises, whichever `huggingface_hub` has, and of that what comes of the Hub not being there.
+_UNREACHABLE = (HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError)
+_AGAIN = "start again later, what was sent is kept there"
 _ADVICE = {
     401: "the Hub does not accept the token; log in again with `hf auth login`",
     402: "the Hub wants to be paid for this, or has no room left for the owner",
     403: "the token may not write there; use one with the permission to write to this repository, or to its owner",
     409: "somebody else made it, or the tag, meanwhile; start again",
     412: "somebody else pushed meanwhile, and nothing of theirs was changed; start again",
-    429: "the Hub asks to wait; start again later, what was sent is kept there",
+    429: f"the Hub asks to wait; {_AGAIN}",
 }
 
 
@@ -47,7 +53,8 @@ class Remote:
     """
 
     def __init__(self, api: HfApi, config: Any, repo_type: str = "dataset"):
-        self.api, self.repo_id, self.repo_type = api, getattr(config, f"hub_{repo_type}_id"), repo_type
+        self.api, self.config, self.repo_type = api, config, repo_type
+        self.repo_id = getattr(config, f"hub_{repo_type}_id")
         self.branch = getattr(config, "hub_revision", None)
         self.branch_is_new = False
         self.head = self.private = self.card = None
@@ -64,7 +71,7 @@ class Remote:
             return
         except HfHubHTTPError:
             raise
-        except Exception as error:  # every client of the network has its own errors, and a dry run needs none
+        except _UNREACHABLE as error:
             if not config.dry_run:
                 raise
             self.state = f"not asked, {'offline' if isinstance(error, OfflineModeIsEnabled) else type(error).__name__}"
@@ -102,51 +109,75 @@ class Remote:
             what = f"{changed[0]} is {plan[changed[0]]}" if changed else "there are later commits"
             raise ValueError(f"{self.repo_id}: the tag {tag} stands for something else ({what}); choose another tag")
 
-    def commit(
-        self, local: dict[str, Path], plan: dict[str, str], private: bool, tag: str | None, message: str
-    ) -> str:
-        """Make the repository if it is not there, one commit with everything, and the tag; return the commit."""
+    def push(
+        self, local: dict[str, Path], plan: dict[str, str], output_dir: Path, message: str, **more: Any
+    ) -> dict[str, Any]:
+        """Commit what is planned unless it is a dry run; return what was done, with `more`, and record it."""
         if len(local) > _MOST_FILES:
             raise ValueError(f"{len(local):,} files are more than {_MOST_FILES:,}; raise `max_shard_size`")
+        self.check_tag(self.config.tag, plan)
+        report = {
+            "repository": self.repo_id,
+            "before": self.state,
+            "commit": None,
+            "tag": self.config.tag,
+            "private": self.config.private if self.private is None else self.private,
+            **more,
+            "files": {p: {"bytes": local[p].stat().st_size if p in local else 0, "is": s} for p, s in plan.items()},
+        }
+        if not self.config.dry_run:
+            report["commit"] = self.commit(local, plan, message)
+            write_json(output_dir / PUSHED, report)
+        return report
+
+    def commit(self, local: dict[str, Path], plan: dict[str, str], message: str) -> str:
+        """Make the repository if it is not there, one commit with everything, and the tag; return the commit."""
         there = {"repo_id": self.repo_id, "repo_type": self.repo_type}
         additions = [CommitOperationAdd(p, local[p]) for p, is_ in plan.items() if is_ in ("new", "changed")]
         deletions = [CommitOperationDelete(path) for path, is_ in plan.items() if is_ == "deleted"]
-        commit = self.head
-        with explained(self.repo_id):
-            if self.head is None:
-                self.api.create_repo(**there, private=private)
-            if self.branch and (self.head is None or self.branch_is_new):
-                self.api.create_branch(**there, branch=self.branch, exist_ok=True)
-            for start in range(0, len(additions), _FILES_AT_ONCE):
-                some = additions[start : start + _FILES_AT_ONCE]
-                self.api.preupload_lfs_files(**there, additions=some, revision=self.branch)
-            if additions or deletions:
-                # `upload_folder` would make several commits of many files, and readers would see data without a card.
-                options = {"commit_message": message, "parent_commit": self.head, "revision": self.branch}
-                commit = self.api.create_commit(operations=[*additions, *deletions], **there, **options).oid
-            if tag and tag not in self.tags:
-                self.api.create_tag(**there, tag=tag, revision=commit)
+        commit, tag = self.head, self.config.tag
+        if self.head is None:
+            self.api.create_repo(**there, private=self.config.private)
+        if self.branch and (self.head is None or self.branch_is_new):
+            self.api.create_branch(**there, branch=self.branch, exist_ok=True)
+        for start in range(0, len(additions), _FILES_AT_ONCE):
+            some = additions[start : start + _FILES_AT_ONCE]
+            self.api.preupload_lfs_files(**there, additions=some, revision=self.branch)
+        if additions or deletions:
+            # `upload_folder` would make several commits of many files, and readers would see data without a card.
+            options = {"commit_message": message, "parent_commit": self.head, "revision": self.branch}
+            commit = self.api.create_commit(operations=[*additions, *deletions], **there, **options).oid
+        if tag and tag not in self.tags:
+            self.api.create_tag(**there, tag=tag, revision=commit)
         return commit
 
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
-    """Say what to do where the Hub refuses; that it is busy or broken, it says itself."""
+    """Say what to do where the Hub refuses, is out of order or cannot be reached."""
     try:
         yield
     except HfHubHTTPError as error:
-        status = error.response.status_code
+        status, said = error.response.status_code, error.server_message or error
+        if status >= 500:
+            raise ConnectionError(
+                f"{repo_id}: the Hub is out of order ({status}); {_AGAIN}. It says: {said}"
+            ) from error
         if status not in _ADVICE:
             raise
         kind = PermissionError if status in (401, 402, 403) else RuntimeError
-        raise kind(f"{repo_id}: {_ADVICE[status]}. The Hub says: {error.server_message or error}") from error
-    except ConnectionError as error:
+        raise kind(f"{repo_id}: {_ADVICE[status]}. The Hub says: {said}") from error
+    except _UNREACHABLE as error:
         # Uploads by Xet fail with this one class, and say the status in the text.
         if not (status := re.search(r"\((40[134]) .*xet-write-token", str(error))):
-            raise
+            raise ConnectionError(f"{repo_id}: the Hub cannot be reached; {_AGAIN}: {error}") from error
         if status[1] != "404":
             raise PermissionError(f"{repo_id}: {_ADVICE[int(status[1])]}. The Hub says: {error}") from error
         raise ConnectionError(f"{repo_id}: no uploads by Xet there; set HF_HUB_DISABLE_XET=1: {error}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Error while uploading"):
+            raise
+        raise ConnectionError(f"{repo_id}: {error} {_AGAIN.capitalize()}: {error.__cause__}") from error
 
 
 def check_login(api: HfApi) -> None:
