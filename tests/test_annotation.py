@@ -32,6 +32,7 @@ from sicog_trl.data import load
 from sicog_trl.files import AnotherRunError
 from sicog_trl.generation import ImageRows
 from sicog_trl.generation.openai_client import ServerGoneError
+from sicog_trl.hub import PushConfig, push
 from sicog_trl.prompts import CHAIN_OF_DESCRIPTION_STEPS, prompt_for
 from sicog_trl.responses import build_steps, split_steps
 
@@ -451,6 +452,11 @@ def test_a_teacher_sees_image_and_caption_and_its_steps_replace_the_caption(tmp_
     assert chain["completion"][0]["content"] == chain_for("a")
     assert last["completion"][0]["content"].startswith("This is a.")
     assert "caption" not in str(rows(tmp_path / "new" / "folder", "images"))
+    artefacts = [{"path": str(tmp_path / "new" / "folder"), "split": "annotated"}]
+    licences = {"image_license": "cc0-1.0", "text_license": "cc0-1.0"}
+    push(PushConfig("me/annotated", artefacts, **licences, dry_run=True), tmp_path / "push")
+    card = (tmp_path / "push" / "README.md").read_text()
+    assert f"```\n{text['text'].replace('caption a', '{reference}')}\n```" in card and "| teacher | stub |" in card
 
 
 def test_an_answer_that_is_no_annotation_is_dropped_by_name_kept_raw_and_asked_again_only_on_request(tmp_path):

@@ -101,6 +101,18 @@ def test_settings_of_steps_whose_rows_are_not_published_can_be_told(run, tmp_pat
     assert "| model | me/teacher@0123 |" in card(only, tmp_path)
 
 
+def test_a_card_names_the_datasets_that_a_step_read_and_no_folder_of_this_machine(run, tmp_path, offline):
+    read = {"dataset_name": ["me/digits@0123abc", f"{tmp_path}/deep/candidates"], "rejected_dataset_name": []}
+    write_json(tmp_path / "pairs" / "summary.json", read)
+    plan = {"dataset_name": "runs/of/mine/world", "sampler": {"max_tokens": 77, "api_key": "secret"}}
+    write_json(tmp_path / "made" / "plan.json", plan)
+    made_by = [str(tmp_path / "pairs"), str(tmp_path / "made")]
+    text = card(settings(run, dry_run=True, made_by=made_by), tmp_path / "push")
+    assert "| dataset_name | me/digits@0123abc, candidates |" in text and "| dataset_name | world |" in text
+    assert "| sampler · max_tokens | 77 |" in text and "rejected_dataset_name" not in text
+    assert not any(word in text for word in ("secret", str(tmp_path), "runs/of"))
+
+
 def test_a_card_says_whether_the_data_was_compared_with_benchmarks(run, tmp_path, offline):
     only = settings(run, artefacts=[{"path": str(run / "curated"), "split": "curated"}], dry_run=True)
     assert "Nothing here says that it was compared with evaluation sets" in card(only, tmp_path / "push")

@@ -115,7 +115,9 @@ def annotate_with_teacher(
     settings = {
         name: getattr(teacher, name) for name in ("teacher", "temperature", "max_completion_length", "max_pixels")
     }
+    # A difference is named by the hash, which comes first; the words are for who reads what was asked.
     settings |= {"instruction": hashlib.sha256(prompt_of("").encode()).hexdigest()[:16], "seed": config.seed}
+    settings["teacher_prompt"] = prompt_of("{reference}")
     claim(Path(output_dir, "settings.json"), {"source_format": "teacher", **settings})
     with Answers(Path(output_dir, "answers.jsonl")).opened() as answers:
         lesson = _Lesson(records, config, teacher, answers)

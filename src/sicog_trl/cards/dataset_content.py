@@ -8,17 +8,32 @@ from typing import Any
 from markupsafe import Markup
 
 from ..report import aligned_table, flat, read_json
-from .counts import Counts, cut, wording
+from .common import listed
+from .counts import MOST_OF_A_PROMPT, Counts, cut, wording
+from .lineage import last_part
 from .places import without_places
 
 
 # Of the settings of a run: places on the machine, checks of its input, examples, and prompts, which have a section.
 _UNTOLD = re.compile(
-    r"(^|_)(base_url|api_key|token|cache|output_dir|source|digests?|path|password|secret|prompt|nearest|rows_per_shard)s?$"
+    r"(^|_)((base_url|api_key|cache|output_dir|source|digest|path|password|secret|prompt)s?|token|nearest|rows_per_shard"
+    r"|instruction)$"
 )
 # Of the summary of a run.
 _TOLD = (
-    *("sampler", "rows", "rows_in", "kept", "paired", "pairs", "dropped", "failed_by_reason", "candidate_faults"),
+    *(
+        "dataset_name",
+        "rejected_dataset_name",
+        "sampler",
+        "rows",
+        "rows_in",
+        "kept",
+        "paired",
+        "pairs",
+        "dropped",
+        "failed_by_reason",
+        "candidate_faults",
+    ),
     *("score_needed", "mean_consistency", "mean_margin", "truncated_share", "empty_share"),
     *("label_accuracy_before", "label_accuracy_after", "contaminated"),
 )
@@ -61,6 +76,7 @@ def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
         "load": _load(about, first, streaming=False) + _load(about, first, streaming=True),
         "null_images": {name: one.null_images for name, one in counts.items() if one.null_images},
         "prompts": [(mode, wording(mode), _others(mode, counts)) for mode in modes],
+        "teachers": [(" and ".join(names), said) for folder, names in folders.items() if (said := _taught(folder))],
         "told": [(" and ".join(names), made) for folder, names in folders.items() if (made := told(folder))],
         "compared_with": sorted({name for folder in folders for name in _benchmarks(folder)}),
         "reasons": {name: found for name, found in reasons.items() if found},
@@ -70,6 +86,12 @@ def content(about: dict[str, Any], counts: dict[str, Counts]) -> dict[str, Any]:
         "samples": counts[first].sample_texts(),
         "own_citation": about["citation"] or _citation(about),
     }
+
+
+def _taught(folder: str) -> str:
+    """Return the words that asked a teacher for what is in a folder, if one was asked."""
+    said = read_json(Path(folder, "settings.json"), dict).get("teacher_prompt")
+    return cut(said, MOST_OF_A_PROMPT) if isinstance(said, str) else ""
 
 
 def _benchmarks(folder: str) -> list[str]:
@@ -139,8 +161,8 @@ def told(folder: str | Path) -> list[tuple[str, str]]:
     Return the settings that an artefact folder records, as rows of a table, without what belongs to one machine.
 
     From `plan.json` and `summary.json` come model, precision, seed and sampler of candidates, from `settings.json` the
-    similarity and the thresholds of curation. Of absolute paths the last part is told, and of settings that were left
-    alone nothing.
+    similarity and the thresholds of curation. Of absolute paths and of datasets in folders the last part is told, and
+    of settings that were left alone nothing.
     """
     summary = read_json(Path(folder, "summary.json"), dict)
     found = {**read_json(Path(folder, "plan.json"), dict), **read_json(Path(folder, "settings.json"), dict)}
@@ -150,7 +172,11 @@ def told(folder: str | Path) -> list[tuple[str, str]]:
 
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
-        told_of = {str(key): _public(inner) for key, inner in value.items() if not _UNTOLD.search(str(key))}
+        told_of = {
+            str(key): _datasets(inner) if str(key).endswith("dataset_name") else _public(inner)
+            for key, inner in value.items()
+            if not _UNTOLD.search(str(key))
+        }
         return {key: inner for key, inner in told_of.items() if inner not in (None, {}, [])}
     if isinstance(value, list):
         if value and all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value):
@@ -159,3 +185,7 @@ def _public(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     return without_places(value) if isinstance(value, str) else value
+
+
+def _datasets(names: Any) -> list[str]:
+    return [without_places(last_part(str(name))) for name in listed(names or [])]
