@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -49,6 +50,31 @@ def test_every_round_goes_on_from_the_model_of_the_round_before(tmp_path):
     assert plan["sicog/round-1/instruct"].config["model_name_or_path"] == str(folder / "sicog/round-1/pretrain")
     assert plan["sicog/round-2/generate"].config["model_name_or_path"] == str(folder / "sicog/round-1/instruct")
     assert plan["evaluate"].config["models"]["sicog"] == str(folder / "sicog/round-2/instruct")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"pretrain": {"hub_token": "hf_x"}}, "pretrain: hub_token"),
+        ({"push": {"env": {"HF_TOKEN": "hf_x"}}}, "push: env.HF_TOKEN"),
+        ({"generate": {"sampler_options": [{"api_key": "x"}]}}, "generate: sampler_options.0.api_key"),
+        ({"damage": {"note": f"hf_{'a' * 34}"}}, "damage: note"),
+        ({"prepare": {"one": {"recipe": "sft.py", "model_init_kwargs": {"token": "x"}}}}, "model_init_kwargs.token"),
+    ],
+)
+def test_a_token_in_a_section_is_refused_because_it_would_be_written_down(tmp_path, changes, key):
+    with pytest.raises(ValueError, match=rf"{re.escape(key)} would be written .*hf auth login"):
+        config(tmp_path, **changes)
+    start = tmp_path / "push.yaml"
+    start.write_text(yaml.safe_dump({"hub_token": "hf_x", "image_license": "mit", "text_license": "mit"}))
+    with pytest.raises(ValueError, match=r"push\.yaml: hub_token would be written"):
+        run(config(tmp_path, push={"config": str(start), "hub_dataset_id": "me/digits"}), ROOT / "recipes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_of_tokens_that_open_nothing_are_settings_like_others(tmp_path):
+    words = {"eos_token": "<|im_end|>", "max_new_tokens": 5, "use_auth_token": None}
+    assert words.items() <= by_name(config(tmp_path, cognition={**words, "max_steps": 1}))["stage1"].config.items()
 
 
 def test_all_arms_train_for_equal_steps_from_the_same_model(tmp_path):

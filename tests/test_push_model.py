@@ -288,6 +288,9 @@ def test_an_adapter_is_published_from_training_on_a_branch(hub, digits_model, di
     push_model(PushModelConfig("me/base", str(digits_model), license="mit"), tmp_path / "base", api(hub))
     learn("me/base", digits_world, tmp_path / "out", **LORA, hub_revision="round-1", hub_token=TOKEN)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(pushed(hub, "round-1"))
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in written)
+    assert not any(TOKEN.encode() in path.read_bytes() for path in written)
     assert set(pushed(hub)) == {".gitattributes"}
     data = validate_model_card(pushed(hub, "round-1")["README.md"].decode())
     assert (data.base_model, data["base_model_relation"]) == ("me/base", "adapter")

@@ -6,8 +6,9 @@ from typing import Any
 from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
 
+from ..credentials import TOKEN
 
-TOKEN = re.compile(r"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,})")
+
 LICENSE_KEYS = ("license", "license_name", "license_link")
 
 

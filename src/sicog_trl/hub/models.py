@@ -9,10 +9,11 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..cards import metadata_of, model_card, validate_model_card
-from ..cards.common import TOKEN, text_of, with_part
+from ..cards.common import text_of, with_part
 from ..cards.lineage import PUSHED, hub_base
 from ..cards.model import BEGIN, END
 from ..checkpoints import resolve_adapter
+from ..credentials import TOKEN
 from ..files import missing_folder, write_json, write_text
 from .model_config import PushModelConfig, given_metadata
 from .push import overview as overview_of_rows

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from ..credentials import refuse_credentials
+
 
 def arguments_of(section: dict, **filled: Any) -> dict:
     """Return the arguments of a section: its own, then what the loop fills in, then the YAML it starts from."""
@@ -16,6 +18,7 @@ def arguments_of(section: dict, **filled: Any) -> dict:
     start = yaml.safe_load(path.read_text()) if path.name else {}
     if not isinstance(start, dict):
         raise ValueError(f"config: {path} holds no arguments, but {start!r:.80}")
+    refuse_credentials(start, str(path))
     return {**start, **filled, **section}
 
 

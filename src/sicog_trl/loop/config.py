@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..credentials import refuse_credentials
+
 
 ARM = "sicog"
 # Control -> how it chooses from the candidates of the main arm; `None` trains on no self-generated data.
@@ -114,6 +116,7 @@ class LoopConfig:
         for name, section in [*sections.items(), *(self.prepare.items() if isinstance(self.prepare, dict) else ())]:
             if not isinstance(section, dict):
                 raise ValueError(f"{name} is a mapping of arguments, or {{config: its YAML}}; got {section!r:.80}")
+            refuse_credentials(section, name)
         if unnamed := [name for name, section in self.prepare.items() if "recipe" not in section]:
             raise ValueError(f"prepare: {unnamed[0]!r} does not name its `recipe`")
         if unknown := [control for control in self.controls if control not in CONTROLS]:

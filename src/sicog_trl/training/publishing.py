@@ -27,6 +27,8 @@ class Publishing:
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # `Trainer` pickles its arguments beside the weights; a token is written nowhere.
+        self._hub_token, self.args.hub_token = self.args.hub_token, None
         if hasattr(self.model, "create_or_update_model_card"):
             # PEFT would write its own whenever it saves, with the path of the base model in it.
             self.model.create_or_update_model_card = lambda output_dir: None
@@ -54,7 +56,7 @@ class Publishing:
         self.record = {"made_from": made_from}
         model_card(self.args.output_dir, self.record)
         if self.args.push_to_hub and self.hub_model_id:  # the main process has one
-            rehearse(self._push_config(), self.record, HfApi(token=self.args.hub_token))
+            rehearse(self._push_config(), self.record, HfApi(token=self._hub_token))
 
     def _push_config(self) -> PushModelConfig:
         where = {"hub_model_id": self.hub_model_id, "hub_revision": self.args.hub_revision}
@@ -74,6 +76,6 @@ class Publishing:
         """Push what was saved: weights, processor and card in one commit."""
         if not self.is_world_process_zero():
             return
-        api = HfApi(token=self.args.hub_token)
+        api = HfApi(token=self._hub_token)
         report = push_model(self._push_config(), self.args.output_dir, api, self.record, commit_message)
         PartialState().print(overview(report))

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 
 from ..checkpoints import resolve_adapter
+from ..credentials import refuse_credentials
 from ..files import claim, refuse_another_run
 from ..provenance import weights_fingerprint
 
@@ -126,6 +127,7 @@ def settings_of(training_args: Any, *configs: Any, **extra: Any) -> dict[str, An
             del settings[part]
     else:
         settings["processes"] = training_args.world_size
+    refuse_credentials(settings, "settings of the training")
     return json.loads(json.dumps({**settings, **extra}, default=str))
 
 
