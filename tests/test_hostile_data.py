@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import tarfile
 from pathlib import Path
@@ -14,18 +15,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
+from curating import RED, described, row, table
 from datasets import Dataset, Features
+from jinja2.exceptions import SecurityError
 from PIL import Image as PILImage
 from test_inputs import BOMB, HOSTILE, encoded, jsonl, png, read, stored, write, write_tar
+from trl import TrlParser
 
 import sicog_trl
+from sicog_trl.cards.counts import Counts
 from sicog_trl.checkpoints import load_for_generation, load_processor
+from sicog_trl.curation import CurationConfig, curate
+from sicog_trl.curation.selection import overview
 from sicog_trl.data import CURATED_FEATURES, IMAGES, IMAGES_FEATURES, load, save, validate
 from sicog_trl.data.__main__ import main
+from sicog_trl.decontamination import Pool
+from sicog_trl.evaluation.task_files import task_settings
 from sicog_trl.files import write_text
-from sicog_trl.generation import load_images
+from sicog_trl.generation import CandidateConfig, load_images
 from sicog_trl.generation.tars import MAX_BYTES
 from sicog_trl.images import UnreadableImageError, open_image
+from sicog_trl.loop.arguments import arguments_of
+from sicog_trl.preferences import PairConfig, make_pairs
 from sicog_trl.report.gallery import data_uri
 from sicog_trl.training.data import NamedRows, check_rows, read_row
 
@@ -277,9 +289,9 @@ def test_texts_that_are_stored_otherwise_are_texts(kind, tmp_path):
 def test_columns_that_cannot_be_read_are_an_error_with_a_name(tmp_path):
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"])
     number = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16)))
-    for name, table in (("twice", twice), ("uuid", pa.table({"id": number}))):
+    for name, columns in (("twice", twice), ("uuid", pa.table({"id": number}))):
         with pytest.raises(ValueError, match=rf"{name}/data/train-00000-of-00001\.parquet .* cannot be read"):
-            load(artefact(tmp_path / name, table))
+            load(artefact(tmp_path / name, columns))
 
 
 def test_a_folder_is_no_pattern(tmp_path):
@@ -357,6 +369,63 @@ def test_gigantic_texts_are_named_and_not_shown(tmp_path, capsys):
     assert len(shown) < 3000
 
 
+def test_candidates_with_nulls_are_counted_and_none_is_taken_for_a_text(tmp_path):
+    """What looks rows through or publishes them meets what nobody curated."""
+    whole = row("a", described(RED, RED))
+    rows = table(whole, {**whole, "id": "b", "candidates": [None]}, {**whole, "id": "c", "candidates": None})
+    assert Pool(rows).texts(0, 3)[1] == [[RED, RED], [], []]
+    counts = Counts(rows.features, 3)
+    counts.add(rows.with_format("arrow")[:])
+    assert dict(counts.lengths())["words of candidate"][0] == "2"
+    with pytest.raises(ValueError, match="the candidates name the mode None"):
+        curate(rows, CurationConfig(similarity="word_ngram", min_consistency=0.5), tmp_path)
+
+
+def test_messages_that_are_null_are_no_texts(tmp_path):
+    dataset = curated(stored(png()), stored(png()))
+    rows = dataset.with_format("arrow")[:].to_pylist()
+    rows[1] |= {"completion": [None], "consistency": 1e308}
+    dataset = Dataset.from_list(rows, features=CURATED_FEATURES)
+    assert Pool(dataset).texts(0, 2) == ([["Q"], ["Q"]], [["A"], [""]])
+    counts = Counts(dataset.features, 2)
+    counts.add(dataset.with_format("arrow")[:])
+    assert dict(counts.histogram())["0.9 to 1.0"] == 2
+    with pytest.raises(ValueError, match="no chosen row has a candidate of its mode"):
+        make_pairs([dataset], PairConfig(rejected_from="damaged"), tmp_path, [table(row("a", described(RED)))])
+
+
+def test_a_row_of_candidates_without_an_id_is_named(tmp_path):
+    rows = table(row("a", described(RED, RED)), row(None, described(RED, RED)))
+    with pytest.raises(ValueError, match="row 1 has no id"):
+        curate(rows, CurationConfig(similarity="word_ngram", min_consistency=0.5), tmp_path)
+
+
+def test_an_error_that_somebody_wrote_does_not_run_on_the_terminal(tmp_path):
+    error = "\x1b[2J<script>\n" * 10_000
+    rows = table(row("a", described(RED, RED)), row("b", [], task="description", error=error))
+    config = CurationConfig(similarity="word_ngram", min_consistency=0.5)
+    shown = overview(curate(rows, config, tmp_path))
+    assert "\\x1b[2J<script>" in shown and "\x1b" not in shown and len(shown) < 1000
+
+
+@pytest.mark.parametrize("tag", ["python/object/apply:pathlib.Path.touch", "python/object/new:pathlib.Path"])
+def test_a_yaml_makes_no_objects(tag, tmp_path, mark):
+    file = write(tmp_path, {"a.yaml": f"max_new_tokens: !!{tag} [{mark}]\n"}) / "a.yaml"
+    reads = [
+        lambda: TrlParser((CandidateConfig,)).parse_args_and_config(["--config", str(file)]),
+        lambda: arguments_of({"config": str(file)}),
+        lambda: task_settings(file),
+    ]
+    for read_it in reads:
+        with pytest.raises(yaml.constructor.ConstructorError, match="could not determine a constructor"):
+            read_it()
+
+
+def test_a_task_names_functions_and_none_is_imported(tmp_path, mark):
+    write(tmp_path, {"a.yaml": "doc_to_text: !function evil.f\n", "evil.py": f"open({str(mark)!r}, 'w')\n"})
+    assert task_settings(tmp_path / "a.yaml") == {"doc_to_text": "evil.f"}
+
+
 # Code ----------------------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +438,25 @@ def test_code_beside_a_model_is_not_run_and_nobody_is_asked(tmp_path, mark, monk
     for load_it in (load_processor, load_for_generation):
         with pytest.raises(ValueError, match="trust_remote_code"):
             load_it(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% include '/etc/passwd' %}",
+        "{{ range(10**9)|list|length }}",
+    ],
+)
+def test_a_chat_template_runs_nothing_and_reads_no_file(template, digits_model, tmp_path, mark):
+    copied = Path(shutil.copytree(digits_model, tmp_path / "model"))
+    for file in [copied / "chat_template.jinja", *copied.glob("chat_template.json")]:
+        file.unlink(missing_ok=True)
+    (copied / "chat_template.jinja").write_text(template.replace("MARK", str(mark)))
+    folder = str(save(curated(stored(png())), tmp_path / "rows", "train").parents[1])
+    with pytest.raises((SecurityError, OverflowError, TypeError), match="is unsafe|no loader|Range too big"):
+        main([folder, "--model_name_or_path", str(copied)])
 
 
 def test_weights_in_a_pickle_are_not_run(digits_model, tmp_path, mark):

@@ -585,6 +585,20 @@ def png_of(width: int, height: int, depth: int = 8, pixels: bytes = b"") -> byte
 
 BOMB = png_of(60_000, 60_000)
 ICON = struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(BOMB), 22) + BOMB
+_FRAME = b"," + struct.pack("<HHHH", 0, 0, 20_000, 20_000) + b"\0\2\2\x4c\1\0;"
+GIF = b"GIF89a" + struct.pack("<HH", 1, 1) + b"\x80\0\0" + bytes(6) + _FRAME  # the screen is small, a frame is not
+_TAGS = ((256, 20_000), (257, 20_000), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1), (278, 20_000), (279, 16))
+TIFF = b"II*\0\10\0\0\0\x09\0" + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in _TAGS) + bytes(300)
+_MOVING = encoded(
+    PILImage.new("RGB", (9, 9)), "WEBP", save_all=True, append_images=[PILImage.new("RGB", (9, 9), "red")]
+)
+_CANVAS = _MOVING.index(b"VP8X") + 12
+ANIMATION = _MOVING[:_CANVAS] + b"\xff\x3f\0\xff\x3f\0" + _MOVING[_CANVAS + 6 :]
+TEXT = (
+    BOMB[:8]
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+    + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8 << 20)))
+)
 LARGE = PILImage.fromarray(RNG.integers(0, 256, (100, 100, 3), dtype=np.uint8))
 HOSTILE = {
     "empty": (b"", "the file is empty"),
@@ -594,6 +608,10 @@ HOSTILE = {
     "bomb": (BOMB, "more than 178,956,970 pixels are not decoded; scale the image down"),
     "just too large": (png_of(13_378, 13_377), "more than 178,956,970 pixels are not decoded"),
     "bomb in an icon": (ICON, "more than 178,956,970 pixels are not decoded"),
+    "bomb in a frame": (GIF, "more than 178,956,970 pixels are not decoded"),
+    "bomb in a TIFF": (TIFF, "more than 178,956,970 pixels are not decoded"),
+    "bomb in an animation": (ANIMATION, "more than 178,956,970 pixels are not decoded"),
+    "bomb in a text": (TEXT, "Decompressed data too large"),
     "absurd": (png_of(2**31 - 1, 2**31 - 1), "more than 178,956,970 pixels are not decoded"),
     "no pixels": (png_of(0, 5), "not an image|no pixels"),
     "cut PNG": (encoded(LARGE)[:9_000], "damaged or not supported: OSError"),

@@ -10,7 +10,8 @@ from test_decontamination import QUESTION, benchmark_of, check, photo, pool_of, 
 from test_report import both, make_run
 
 from sicog_trl.report import write_contamination_report
-from sicog_trl.report.contamination import MAX_TEXT, NUM_DUPLICATES, find_pairs
+from sicog_trl.report.contamination import MAX_TEXT, NUM_DUPLICATES, find_pairs, read_check
+from sicog_trl.report.pages import write_pages
 
 
 HOSTILE = "<script>alert(1)</script><svg onload=alert(2)></svg> [x](https://evil.example) ![i](//evil.example/i) | `c`"
@@ -115,6 +116,19 @@ def test_text_of_rows_and_names_of_benchmarks_stay_text(tmp_path):
     assert "<script" not in twin and "<svg" not in twin
     assert "[x](" not in twin and "![i]" not in twin and "https://evil" not in twin
     assert all(line.count("`") % 2 == 0 or "\\`" in line for line in twin.splitlines())
+
+
+def test_an_image_of_a_check_that_a_page_would_fetch_is_left_out(tmp_path):
+    pages(tmp_path, make_check(tmp_path))
+    pairs = json.loads((tmp_path / "pairs.json").read_text())
+    hostile = ["https://evil.example/i.png", f"{pairs[0]['sides'][0]['images'][0]}\n\n<script>alert(1)</script>"]
+    pairs[0]["sides"][0]["images"] += hostile
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    counts = json.loads((tmp_path / "summary.json").read_text())
+    write_pages(tmp_path, "decontamination", {"contamination": [read_check(tmp_path, counts)]})
+    for name in ("decontamination.html", "decontamination.md"):
+        text = (tmp_path / name).read_text()
+        assert "evil" not in text and "<script" not in text and "data:image/" in text
 
 
 def with_check(run: Path, **changes) -> Path:

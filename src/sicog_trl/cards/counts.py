@@ -59,7 +59,7 @@ class Counts:
                 if isinstance(value := row.get(name), str):
                     counter[value.partition(":")[0][:_MOST_OF_A_NAME]] += 1
             if isinstance(score := row.get("consistency"), float) and np.isfinite(score):
-                self.bins[min(BINS - 1, max(-1, int(np.floor(score * BINS))))] += 1
+                self.bins[int(np.clip(np.floor(np.clip(score, -1, 1) * BINS), -1, BINS - 1))] += 1
             self._texts(row)
             if self._seen in wanted:
                 self.samples.append(row)
@@ -67,7 +67,7 @@ class Counts:
 
     def _texts(self, row: dict[str, Any]) -> None:
         candidates = row.get("candidates")
-        for candidate in candidates if isinstance(candidates, list) else []:
+        for candidate in filter(None, candidates) if isinstance(candidates, list) else []:
             if candidate.get("num_tokens") is None:
                 self.without_token_count += 1
             else:

@@ -1,5 +1,6 @@
 """Candidates of one or several artefacts as one dataset, in which every row is named once."""
 
+import pyarrow.compute as pc
 from datasets import Dataset, Features, concatenate_datasets
 
 from ..data import CANDIDATES_FEATURES, load, repeated_id
@@ -50,6 +51,8 @@ def _with_all_fields(part: Dataset) -> Dataset:
 def _check_columns(candidates: Dataset, name: str) -> None:
     if missing := [column for column in CANDIDATES_FEATURES if column not in candidates.column_names]:
         raise ValueError(f"{name}: there is no column {missing[0]!r}, only {candidates.column_names}")
+    if len(candidates) and (ids := candidates.select_columns("id").with_format("arrow")[:]["id"]).null_count:
+        raise ValueError(f"{name}: row {pc.index(pc.is_null(ids), True)} has no id; give every row one")
 
 
 def check(candidates: Dataset) -> None:

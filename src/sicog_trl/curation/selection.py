@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..data.rows import plain
+
 
 STRATEGIES = ("self_consistency", "random", "first", "longest", "likelihood", "oracle")
 FEW = 0.05  # of the rows; who keeps less is told why
+_MOST_OF_A_REASON = 80  # characters, on a terminal
 LEAST = 1e-12  # the first score above 0: scores are rounded to as many digits
 
 
@@ -217,10 +220,11 @@ _ADVICE = {
 
 def overview(summary: dict[str, Any]) -> str:
     """Return what became of the rows as a small table."""
-    fates = {"kept": summary["kept"], **{f"dropped: {name}": count for name, count in summary["dropped"].items()}}
-    fates["all rows"] = summary["rows_in"]
-    width = max(map(len, fates))
-    lines = [f"{fate:<{width}}  {count:>9,}  {count / summary['rows_in']:>6.1%}" for fate, count in fates.items()]
+    fates = [("kept", summary["kept"])]
+    fates += [(f"dropped: {_shown(reason)}", count) for reason, count in summary["dropped"].items()]
+    fates.append(("all rows", summary["rows_in"]))
+    width = max(len(fate) for fate, _ in fates)
+    lines = [f"{fate:<{width}}  {count:>9,}  {count / summary['rows_in']:>6.1%}" for fate, count in fates]
     lines += [f"candidates with the fault {fault}: {count:,}" for fault, count in summary["candidate_faults"].items()]
     if cut := summary["texts_longer_than_similarity_reads"]:
         lines.append(
@@ -235,5 +239,10 @@ def advice(summary: dict[str, Any]) -> str | None:
         return None
     lines = [f"WARNING: {summary['kept']} of {summary['rows_in']} rows were kept."]
     for reason, count in sorted(summary["dropped"].items(), key=lambda item: (-item[1], item[0])):
-        lines.append(f"  {count} {reason}: {_ADVICE.get(reason, 'see `error` of these candidates')}")
+        lines.append(f"  {count} {_shown(reason)}: {_ADVICE.get(reason, 'see `error` of these candidates')}")
     return "\n".join(lines)
+
+
+def _shown(reason: str) -> str:
+    """Return a reason for a terminal: one that is the error of a sampler may be of any length, and hold anything."""
+    return plain(reason if len(reason) <= _MOST_OF_A_REASON else f"{reason[:_MOST_OF_A_REASON]} …").replace("\n", " ")

@@ -23,7 +23,7 @@ from ..files import is_local
 from ..images import UnreadableImageError, open_image
 from .artefacts import load, splits
 from .pulling import pin, pulled_splits
-from .rows import image_column, label_of
+from .rows import image_column, label_of, plain
 from .validation import PLACEHOLDERS, Validation, validate
 
 
@@ -64,11 +64,6 @@ def _splits(name: str, config: str | None) -> list[str]:
     if found := splits(name, config):
         return found
     raise FileNotFoundError(f"{name} is no artefact folder: there is no data/<split>-00000-of-00001.parquet in it")
-
-
-def plain(text: str) -> str:
-    """Return `text` without what would move the cursor of a terminal or change its colours: that shows as its code."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
 def _summary(name: str, split: str, dataset: Dataset, found: Validation) -> list[str]:

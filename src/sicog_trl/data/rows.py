@@ -59,7 +59,7 @@ def image_columns(features: Features) -> list[str]:
 
 def texts_of(messages: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the texts of messages, whose content is one text or, as TRL allows too, a list of texts and images."""
-    for message in messages:
+    for message in filter(None, messages):
         content = message["content"]
         parts = [content] if isinstance(content, str) else [part.get("text") for part in content or [] if part]
         yield from filter(None, parts)
@@ -72,6 +72,11 @@ def label_of(number: int, row: dict[str, Any]) -> str:
     columns = [row[name] for name in TEXTS if row.get(name)]
     texts = ((value[-1] or {}).get("content") if isinstance(value, list) else value for value in columns)
     return f"row {number} ({', '.join(short(str(text), 40) for text in texts)})"
+
+
+def plain(text: str) -> str:
+    """Return `text` without what would move the cursor of a terminal or change its colours: that shows as its code."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
 def short(text: Any, length: int = 80) -> str:

@@ -221,7 +221,7 @@ class _Checker:
 
     def _measure(self, name: str, value: Any) -> None:
         if name in self.messages and value:
-            length = sum(map(len, texts_of([each for each in value if each])))
+            length = sum(map(len, texts_of(value)))
         elif isinstance(value, str) and name in ("question", "answer"):
             length = len(value)
         else:

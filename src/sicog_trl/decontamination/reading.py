@@ -185,7 +185,7 @@ def _pool_texts(table: pa.Table) -> tuple[list[list[str]], list[list[str]]]:
             [_joined(_said_by(row[0], False, True), _said_by(end, False, False)) for end in row[1:]] for row in rows
         ]
         return asked, said
-    candidates = [[each["text"] for each in some or []] for some in column("candidates")]
+    candidates = [[each["text"] for each in some or [] if each] for some in column("candidates")]
     answers = zip(column("answer"), candidates, strict=True)
     return [_texts(question) for question in column("question")], [_texts(row) for row in answers]
 
@@ -194,7 +194,9 @@ def _said_by(part: list[dict[str, Any]] | str | None, user: bool, is_prompt: boo
     """Return what one side says in a part of a conversation; a prompt that is plain text is of the user."""
     if not isinstance(part, list):
         return part if part and user == is_prompt else ""
-    return " ".join(_content(turn.get("content")) for turn in part if (turn.get("role") != "assistant") == user)
+    return " ".join(
+        _content(turn.get("content")) for turn in part if turn and (turn.get("role") != "assistant") == user
+    )
 
 
 def _joined(*texts: str) -> str:

@@ -136,9 +136,9 @@ def _annotated_row(number: int, content: dict[str, Any], found: dict | None, ori
     mode = content["mode"]
     row = PairRow(
         *(number, content["id"], content["task"], mode, content["prompt"]),
-        chosen=content["completion"][-1]["content"] if content["completion"] else "",
+        chosen=((content["completion"] or [None])[-1] or {}).get("content") or "",
         chosen_from=origin,
-        options=[candidate for candidate in (found or {}).get("candidates") or [] if candidate["mode"] == mode],
+        options=[each for each in (found or {}).get("candidates") or [] if each and each["mode"] == mode],
     )
     if not row.options:
         error = (found or {}).get("error")

@@ -1,5 +1,6 @@
 """What was taken out of a pool because an evaluation asks it, shown so that a person can judge: rows side by side."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ SETTINGS = {
     "max_duplicate_distance": "bits of 64 in which two pictures of the pool differ at most",
     "min_similarity": "similarity of two texts of the pool at least",
 }
+_DATA_URI = re.compile(r"data:image/(png|jpeg);base64,[\w+/=]+", re.ASCII)
 _OF_TEXTS, _OF_DUPLICATES = {"min_overlap"}, {"max_duplicate_distance", "min_similarity"}
 
 
@@ -93,8 +95,16 @@ def read_check(folder: Path | None, counts: dict[str, Any]) -> dict[str, Any]:
         "settings": [
             (name, what, str(settings[name])) for name, what in SETTINGS.items() if name in settings.keys() - unused
         ],
-        "pairs": (read_json(folder / "pairs.json", list) or find_pairs(folder)) if folder else [],
+        "pairs": _shown_pairs(folder) if folder else [],
     }
+
+
+def _shown_pairs(folder: Path) -> list[dict[str, Any]]:
+    """Return the pairs of a check, which may be somebody else's: an image that a page would have to fetch is left."""
+    pairs = read_json(folder / "pairs.json", list) or find_pairs(folder)
+    for side in (side for pair in pairs for side in pair["sides"]):
+        side["images"] = [image for image in side["images"] if _DATA_URI.fullmatch(image)]
+    return pairs
 
 
 def _benchmarks(counts: dict[str, Any]) -> list[dict[str, Any]]:
