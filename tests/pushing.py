@@ -56,7 +56,7 @@ def settings(run: Path, **changes) -> PushConfig:
         {"path": str(run / "candidates")},
     ]
     given = {"artefacts": artefacts, "image_license": "cc-by-4.0", "text_license": "apache-2.0", "language": ["en"]}
-    return PushConfig(REPO, **{**given, **changes})
+    return PushConfig(**{"hub_dataset_id": REPO, **given, **changes})
 
 
 def api(server: HubServer, token: str | bool | None = TOKEN) -> HfApi:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, load_dataset
 from hub_server import HubServer, Stored
 from huggingface_hub import DatasetCard
 from pushing import ADVERSE, REPO, TOKEN, api, make_run, png, settings
@@ -59,6 +59,8 @@ def annotated(folder: Path, text: str, images=None, count: int = 3, prompt: str 
         ({"tag": "../main"}, "tag holds letters"),
         ({"tag": "main"}, "is not 'main'"),
         ({"private": None}, "private is true or false, got None"),
+        ({"hub_dataset_id": "digits"}, "hub_dataset_id is owner/name"),
+        ({"hub_dataset_id": "me/digits.git"}, "hub_dataset_id is owner/name"),
     ],
 )
 def test_what_may_not_be_pushed_is_refused_before_anything_is_read(run, changes, message):
@@ -348,6 +350,29 @@ def test_metadata_and_text_of_others_stay(hub: HubServer, run, tmp_path):
     again = hub.files(REPO)["README.md"].decode()
     assert again.count("## How to load it") == 1 and again.count("They stay.") == 1 and 'revision="round-2"' in again
     assert yaml.safe_load(again.split("---")[1]) == after
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "files"), [("default", "curated", "data/curated-*"), ("curated", "train", "curated/train-*")]
+)
+def test_rows_of_others_are_not_replaced(hub: HubServer, run, tmp_path, config, split, files):
+    Dataset.from_dict({"x": [1, 2]}).push_to_hub(REPO, config, split=split, private=True)
+    before = hub.files(REPO)
+    message = f"the configuration {config!r} has the files {files}, which no push of 'curated' made"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        push(settings(run), tmp_path / "push", api(hub))
+    assert hub.files(REPO) == before
+    artefacts = [{"path": str(run / "curated"), "split": "curated", "config": "consistent"}]
+    push(settings(run, artefacts=artefacts), tmp_path / "push", api(hub))
+    assert load_dataset(REPO, config, split=split)["x"][:] == [1, 2]
+
+
+def test_files_of_no_configuration_are_not_replaced(hub: HubServer, run, tmp_path):
+    api(hub).create_repo(REPO, repo_type="dataset", private=True)
+    repo = hub.dataset(REPO)
+    repo.commit({"data/curated-00000-of-00002.parquet": Stored(b"theirs", True)}, "by hand")
+    with pytest.raises(ValueError, match=r"data/curated-00000-of-00002.parquet belongs to no configuration"):
+        push(settings(run), tmp_path / "push", api(hub))
 
 
 def test_a_card_with_other_licences_is_not_contradicted(hub: HubServer, run, tmp_path):

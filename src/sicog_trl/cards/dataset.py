@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from datasets import DatasetInfo
@@ -83,7 +84,7 @@ def _forget(data: DatasetCardData, names: list[str]) -> None:
 def _configs(data: DatasetCardData, digests: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Return the entries of the configurations; the first one needs no name, unless there is such a one already."""
     there = MetadataConfigs.from_dataset_card_data(data)
-    has_default = any(entry.get("default") for entry in there.values())
+    has_default = "default" in there or any(entry.get("default") for entry in there.values())
     entries: dict[str, dict[str, Any]] = {}
     for name, digest in digests.items():
         entries[name] = there.get(name, {}) | {"data_files": [{"split": name, "path": f"data/{name}-*"}]}
@@ -101,6 +102,44 @@ def _info(name: str, counts: Counts, size: int) -> DatasetInfo:
     # Rows as they lie in the Parquet files are what `datasets` will have in its cache.
     sizes = {"download_size": size, "dataset_size": counts.num_bytes}
     return DatasetInfo(features=counts.features, splits=splits, config_name=name, **sizes)
+
+
+def _patterns(entry: dict[str, Any]) -> list[list[str]]:
+    """Return what a configuration names as its files: patterns for each of its splits."""
+    sources = listed(entry.get("data_files") or [])
+    return [listed(source["path"] if isinstance(source, dict) else source) for source in sources]
+
+
+def refuse_others(existing: str | None, names: list[str], files: Iterable[str]) -> None:
+    """
+    Refuse to replace rows of somebody else, or to mix ours with theirs.
+
+    Args:
+        existing (`str` or `None`):
+            The card that is there.
+        names (`list[str]`):
+            Configurations that are pushed.
+        files (`Iterable[str]`):
+            Paths that are there.
+
+    Raises:
+        `ValueError`: if a configuration has such a name, or takes in such files, that no push of this package made.
+    """
+    configs = MetadataConfigs.from_dataset_card_data(DatasetCardData(**metadata_of(existing)))
+    for name in names:
+        ours, file = f"data/{name}-*", f"data/{name}-00000-of-00001.parquet"
+        for other, entry in configs.items():
+            patterns = [pattern for each in _patterns(entry) for pattern in each]
+            if any(p != ours for p in patterns) if other == name else any(fnmatch.fnmatch(file, p) for p in patterns):
+                raise ValueError(
+                    f"on the Hub the configuration {other!r} has the files {', '.join(patterns)}, which no push of "
+                    f"{name!r} made; name yours otherwise with `split` and `config`, or push to another repository"
+                )
+        if name not in configs and (found := fnmatch.filter(files, ours)):
+            raise ValueError(
+                f"on the Hub {found[0]} belongs to no configuration, and would be lost; name yours otherwise than "
+                f"{name!r} with `split` and `config`, or push to another repository"
+            )
 
 
 def validate_card(text: str, files: list[str]) -> DatasetCardData:
@@ -134,8 +173,7 @@ def validate_card(text: str, files: list[str]) -> DatasetCardData:
     if "other" in licenses and not (data.get("license_name") and data.get("license_link")):
         wrong.append("license `other` needs license_name and license_link")
     for name, entry in configs.items():
-        for source in listed(entry.get("data_files") or []):
-            patterns = listed(source["path"] if isinstance(source, dict) else source)
+        for patterns in _patterns(entry):
             if not any(fnmatch.fnmatch(file, pattern) for file in files for pattern in patterns):
                 wrong.append(f"configuration {name!r} names {', '.join(patterns)}, which matches no file")
     wrong += [f"dataset_info describes {name!r}, which is no configuration" for name in infos if name not in configs]

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 
 from ..cards.counts import Counts
-from ..cards.dataset import validate_card, write_card
+from ..cards.dataset import refuse_others, validate_card, write_card
 from ..cards.lineage import pushed_to
 from ..data import splits
 from ..files import refuse_another_run, write_json, write_text
@@ -45,9 +45,9 @@ def push(config: PushConfig, output_dir: str | Path, api: HfApi | None = None) -
 
     Raises:
         `ValueError`: if the repository is public against the settings or has another name now, its card names other
-        licences, or the tag stands for something else. `PermissionError`: if the Hub does not accept the token, or
-        not for this. `ConnectionError`: if it cannot be reached. `RuntimeError`: if somebody else pushed meanwhile, or
-        pushes from `output_dir` just now.
+        licences, rows of somebody else would be replaced, or the tag stands for something else. `PermissionError`: if
+        the Hub does not accept the token, or not for this. `ConnectionError`: if it cannot be reached. `RuntimeError`:
+        if somebody else pushed meanwhile, or pushes from `output_dir` just now.
     """
     api, output_dir = api or HfApi(), Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,7 @@ def _push(config: PushConfig, output_dir: Path, api: HfApi) -> dict[str, Any]:
         check_login(api)
     remote = Remote(api, config)
     shards, counts, folders, left_out = _prepare(config, output_dir)
+    refuse_others(remote.card, [*shards, *left_out], remote.files)
     about = {**vars(config), "folders": folders, "left_out": left_out}
     text = write_card(about, counts, {name: _whole(files) for name, files in shards.items()}, remote.card)
     write_text(output_dir / "README.md", text)
