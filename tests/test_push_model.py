@@ -303,6 +303,7 @@ def test_an_adapter_is_published_from_training_on_a_branch(hub, digits_model, di
         ({"hub_private_repo": False}, "hub_private_repo: false publishes a model, which needs a licence"),
         ({"hub_strategy": "checkpoint"}, "hub_strategy: checkpoint is not possible"),
         ({"hub_token": "hf_wrong"}, "does not accept the token"),
+        ({"model_init_kwargs": {"token": "x"}}, r"model_init_kwargs\.token would be written .* leave it out"),
     ],
 )
 def test_what_would_fail_after_training_is_refused_before(hub, digits_model, digits_world, tmp_path, changes, message):
