@@ -54,7 +54,7 @@ def main(args: AttachArguments, config: AttachConfig) -> None:
     # Others, if there are any, may wait for hours.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
-        rows = load(args.dataset_name, args.dataset_config, args.dataset_split)
+        rows = load(args.dataset_name, args.dataset_config, args.dataset_split, without_images=True)
         there = load_images(args.images_dataset_name, args.images_dataset_config, args.images_dataset_split)
         summary = attach(rows, ImageRows(there), config, args.dataset_split, args.output_dir)
         write_json(Path(args.output_dir, "summary.json"), summary)

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, Image, Value, load_dataset
 from pushing import REPO, api, make_run, png, settings
+from trl import ScriptArguments
 
-from sicog_trl.data import ANNOTATED_FEATURES, IMAGES, load, num_rows, save
+from sicog_trl.data import ANNOTATED_FEATURES, IMAGES, MixtureConfig, load, load_mixture, num_rows, save
+from sicog_trl.data.__main__ import main
 from sicog_trl.generation import ImageRows, load_images
 from sicog_trl.hub import push
 from sicog_trl.hub.attach import AttachConfig, attach, overview
+from sicog_trl.training.data import training_data
+
+
+def published(name: str | Path, split: str) -> Dataset:
+    """Rows without their images."""
+    return load(str(name), split=split, without_images=True)
 
 
 def stored(dataset: Dataset) -> list:
@@ -71,7 +79,7 @@ def test_rows_are_again_what_they_were_before_they_were_pushed_without_images(ki
     for split in ("curated", "candidates"):
         before = load(str(run / split), split=split)
         options = {"split": split, "images_split": "candidates" if kind == "artefact" else "train"}
-        summary = attached(load(str(pushed), split=split), images, tmp_path / split, **options)
+        summary = attached(published(pushed, split), images, tmp_path / split, **options)
         after = load(str(tmp_path / split), split=split)
         assert summary == {
             "rows_in": len(before),
@@ -92,14 +100,14 @@ def test_the_commands_of_the_card_bring_the_images_back_from_the_hub(hub, run, t
     assert f"recipes/attach.py \\\n  --dataset_name {REPO}@round-1 --dataset_split curated" in card
     assert 'load_dataset("runs/attached", "curated", split="curated")' in card
     images = write_images("folder", tmp_path / "images", run)
-    attached(load(f"{REPO}@round-1", "curated", "curated"), images, tmp_path / "attached")
+    attached(published(f"{REPO}@round-1", "curated"), images, tmp_path / "attached")
     rows = load_dataset(str(tmp_path / "attached"), "curated", split="curated")
     assert rows[0]["images"][0].size == (8, 8) and "image_references" not in rows.column_names
 
 
 def test_a_missing_image_and_another_one_of_its_name_drop_the_row_and_say_which(pushed, run, tmp_path):
     images = Path(write_images("folder", tmp_path / "images", run))
-    rows = load(str(pushed), split="candidates")
+    rows = published(pushed, "candidates")
     (images / "deep" / "1.png").unlink()
     (images / "deep" / "2.png").rename(images / "scene-2")  # not an image by its name
     (images / "scene-3.png").write_bytes(png(99))
@@ -107,7 +115,7 @@ def test_a_missing_image_and_another_one_of_its_name_drop_the_row_and_say_which(
     named = rows.map(lambda row: {"image_references": [f"http://127.0.0.1:1/{row['id']}.png?x=1"]})
     summary = attached(named, str(images), tmp_path / "out", split="candidates")
     assert summary["kept"] == 5 and summary["dropped"] == {"missing_image": 2, "other_image": 1}
-    dropped = load(str(tmp_path / "out"), split="dropped")
+    dropped = published(tmp_path / "out", "dropped")
     assert list(zip(dropped["id"], dropped["reason"], dropped["detail"], strict=True)) == [
         ("scene-1", "missing_image", "http://127.0.0.1:1/scene-1.png?x=1"),
         ("scene-2", "missing_image", "http://127.0.0.1:1/scene-2.png?x=1"),
@@ -123,7 +131,7 @@ def references(path: Path, rows: list[tuple], hashes: list | None = None) -> Dat
         table["image_hashes"] = hashes
     features = {name: [Value("string")] if name != "id" else Value("string") for name in table}
     save(Dataset.from_dict(table, features=Features(features)), path, "curated")
-    return load(str(path), split="curated")
+    return published(path, "curated")
 
 
 def test_without_hashes_ids_and_file_names_that_are_alone_are_taken(tmp_path):
@@ -140,7 +148,7 @@ def test_without_hashes_ids_and_file_names_that_are_alone_are_taken(tmp_path):
     assert dict(zip(found["id"], stored(found), strict=True)) == {
         "row-0": [png(1)], "row-1": [png(3)], "row-2": [png(1)], "row-4": [png(4), png(1)], "row-5": [],
     }  # fmt: skip
-    assert load(str(tmp_path / "out"), split="dropped")["detail"][:] == ["2.png"]
+    assert published(tmp_path / "out", "dropped")["detail"][:] == ["2.png"]
 
 
 def test_names_are_enough_if_it_is_said_so(pushed, run, tmp_path):
@@ -148,7 +156,7 @@ def test_names_are_enough_if_it_is_said_so(pushed, run, tmp_path):
     for file in list((images / "deep").iterdir()):
         file.unlink()
     (images / "scene-1").with_suffix(".png").write_bytes(png(77))
-    rows = load(str(pushed), split="candidates").map(lambda row: {"image_references": [f"{row['id']}.png"]})
+    rows = published(pushed, "candidates").map(lambda row: {"image_references": [f"{row['id']}.png"]})
     assert attached(rows, str(images), tmp_path / "a", split="candidates")["dropped"]["other_image"] == 1
     summary = attached(rows, str(images), tmp_path / "b", split="candidates", check_hashes=False)
     assert (summary["kept"], summary["unchecked"]) == (1, 1)
@@ -165,7 +173,7 @@ def test_rows_with_several_images_none_and_null_ones_come_back(tmp_path, monkeyp
     save(Dataset.from_list(rows, features=ANNOTATED_FEATURES), tmp_path / "run", "annotated")
     config = settings(tmp_path, artefacts=[{"path": str(tmp_path / "run")}], images="reference", dry_run=True)
     push(config, tmp_path / "push")
-    written = load(str(tmp_path / "push"), split="annotated")
+    written = published(tmp_path / "push", "annotated")
     assert written["image_references"][:] == [["s", "s"], [None, "s"], [], None]
     pool = [{"id": "s", "images": [two, one], "question": None, "answer": None}]
     features = Features(
@@ -201,7 +209,7 @@ def test_what_cannot_be_attached_is_refused(pushed, run, tmp_path):
     with pytest.raises(ValueError, match="no column 'image_references'"):
         attached(load(str(run / "curated"), split="curated"), images, tmp_path / "a")
     with pytest.raises(ValueError, match="the split 'dropped' is where rows without an image go"):
-        attached(load(str(pushed), split="dropped"), images, tmp_path / "b", split="dropped")
+        attached(published(pushed, "dropped"), images, tmp_path / "b", split="dropped")
     with pytest.raises(ValueError, match="row 'row-0': 2 image_references, but 1 image_hashes"):
         attached(references(tmp_path / "rows", [("a", "b")], [["0" * 64]]), images, tmp_path / "c")
     flat = Dataset.from_dict({"id": ["a"], "image_references": ["a"]})
@@ -214,15 +222,27 @@ def test_what_cannot_be_attached_is_refused(pushed, run, tmp_path):
         "train",
     )
     with pytest.raises(ValueError, match="the id 'a' stands in several rows"):
-        attached(load(str(pushed), split="curated"), str(tmp_path / "twice"), tmp_path / "d")
-    attached(load(str(pushed), split="curated"), images, tmp_path / "e")
+        attached(published(pushed, "curated"), str(tmp_path / "twice"), tmp_path / "d")
+    attached(published(pushed, "curated"), images, tmp_path / "e")
     with pytest.raises(ValueError, match="holds another run: check_hashes"):
-        attached(load(str(pushed), split="curated"), images, tmp_path / "e", check_hashes=False)
+        attached(published(pushed, "curated"), images, tmp_path / "e", check_hashes=False)
+
+
+def test_no_step_takes_rows_without_their_images_for_texts_alone(pushed, capsys):
+    script_args = ScriptArguments(dataset_name=str(pushed), dataset_train_split="curated")
+    with pytest.raises(ValueError, match=r"published without their images, .*recipes/attach\.py"):
+        training_data("sft", script_args, MixtureConfig())
+    with pytest.raises(ValueError, match="published without their images"):
+        load_mixture(MixtureConfig(datasets=[{"path": str(pushed), "split": "curated"}]))
+    with pytest.raises(ValueError, match="published without their images"):
+        load_images(str(pushed), None, "candidates")
+    assert main([str(pushed), "--dataset_split", "curated"]) == 0
+    assert "no column of images, but image_references: recipes/attach.py" in capsys.readouterr().out
 
 
 def test_the_same_again_gives_the_same_bytes_and_a_kill_leaves_no_half(pushed, run, tmp_path, monkeypatch):
     images = write_images("folder", tmp_path / "images", run)
-    rows = load(str(pushed), split="curated")
+    rows = published(pushed, "curated")
 
     def killed(*args):
         raise KeyboardInterrupt

@@ -195,11 +195,14 @@ def test_contents_in_parts_place_each_image_once():
         ({"question": List(Value("string"))}, "the column 'question' holds"),
         ({"prompt": MESSAGES, "completion": List({**MESSAGES.feature, "content": List({"text": Value("string")})})},
          "some columns of messages hold texts as content and others lists of parts"),
-        ({"text": Value("string")}, "there is no column 'id'"),
+        ({"answer": Value("string")}, "there is no column 'id'"),
+        ({"image": Value("string")}, r"the column 'image' holds Value\('string'\); Image"),
+        ({"conversations": List({"from": Value("string")})}, "recipes/annotate.py makes training rows"),
+        ({"text": Value("string")}, r"no step reads any of the columns \['id', 'text'\]"),
     ],
 )  # fmt: skip
 def test_columns_of_wrong_types_are_named(columns, message):
-    features = Features(columns if "text" in columns else {"id": Value("string"), **columns})
+    features = Features(columns if "answer" in columns else {"id": Value("string"), **columns})
     found = validate(Dataset.from_dict({name: [] for name in features}, features=features))
     with pytest.raises(ValueError, match=message):
         found.refuse("it")

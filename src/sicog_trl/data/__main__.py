@@ -22,6 +22,7 @@ from ..checkpoints import load_processor, placeholders
 from ..files import is_local
 from ..images import UnreadableImageError, open_image
 from .artefacts import load, splits
+from .features import REFERENCES
 from .pulling import pin, pulled_splits
 from .rows import image_column, label_of, plain
 from .validation import PLACEHOLDERS, Validation, validate
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = [args.dataset_split] if args.dataset_split else _splits(name, config)
         good = True
         for split in wanted:
-            dataset = load(name, config, split)
+            dataset = load(name, config, split, without_images=True)
             tokens = placeholders(processor) if processor else PLACEHOLDERS
             found = validate(dataset, tokens, decode_images=not args.no_decode_images)
             lines = [*_summary(name, split, dataset, found), *found.lines(), *_example(dataset, found, processor)]
@@ -69,6 +70,8 @@ def _splits(name: str, config: str | None) -> list[str]:
 def _summary(name: str, split: str, dataset: Dataset, found: Validation) -> list[str]:
     lines = [f"{name}, split {split}: {found.num_rows:,} rows, {found.num_images:,} images"]
     lines.append(f"columns: {', '.join(dataset.column_names)}")
+    if REFERENCES in dataset.column_names and "images" not in dataset.column_names:
+        lines.append(f"there is no column of images, but {REFERENCES}: recipes/attach.py puts those that you have in")
     for column, (rows, total, longest) in found.characters.items():
         lines.append(f"{column}: {total / rows:,.0f} characters on average, {longest:,} at most")
     if found.sizes:

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_dataset
 
 from ..files import is_local, missing_folder, replacing, write_text
+from .features import REFERENCES
 from .pulling import pull
 
 
-def load(name: str, config: str | None = None, split: str = "train") -> Dataset:
+def load(name: str, config: str | None = None, split: str = "train", without_images: bool = False) -> Dataset:
     """
     Load one split of an artefact.
 
@@ -26,16 +27,27 @@ def load(name: str, config: str | None = None, split: str = "train") -> Dataset:
             Sub-folder of a local one; the name of the split, which is its configuration too, is the folder itself.
         split (`str`, *optional*, defaults to `"train"`):
             Name of the split.
+        without_images (`bool`, *optional*, defaults to `False`):
+            Whether rows that were published without their images are read too. Other steps than `attach` would take
+            them for texts alone.
 
     Returns:
         `datasets.Dataset`: the rows; images are decoded only when they are read.
 
     Raises:
-        `ValueError`: if a file is damaged, or a Hub dataset names images of this machine. See
-        [`~sicog_trl.data.pulling.pin`] for what else a Hub dataset may lack.
+        `ValueError`: if a file is damaged, a Hub dataset names images of this machine, or the images were left out.
+        See [`~sicog_trl.data.pulling.pin`] for what else a Hub dataset may lack.
     """
-    if not is_local(name):
-        return pull(name, config, split)
+    dataset = _load(name, config, split) if is_local(name) else pull(name, config, split)
+    if not without_images and REFERENCES in dataset.column_names and "images" not in dataset.column_names:
+        raise ValueError(
+            f"{name}, split {split!r}: the rows were published without their images, which {REFERENCES!r} names; put "
+            "those that you have into them with recipes/attach.py"
+        )
+    return dataset
+
+
+def _load(name: str, config: str | None, split: str) -> Dataset:
     files = split_files(name, config, split)
     num_rows = sum(map(_num_rows, files))
     try:

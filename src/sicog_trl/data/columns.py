@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from datasets import Dataset, LargeList, List, Value
+from datasets import Dataset, Image, LargeList, List, Value
 
 from .features import ANNOTATED_FEATURES, CANDIDATES_FEATURES, CURATED_FEATURES, DROPPED_FEATURES, PREFERENCE_FEATURES
 from .messages import kind_of
@@ -26,8 +26,8 @@ def column_fault(name: str, there: Any) -> str | None:
             return (
                 f"the column {name!r} holds {there}; a list of messages is needed: [{{'role': ..., 'content': ...}}]"
             )
-    elif name in FEATURES and not _fits(there, FEATURES[name]):
-        return f"the column {name!r} holds {there}; {FEATURES[name]} is needed"
+    elif (wanted := Image() if name == "image" else FEATURES.get(name)) is not None and not _fits(there, wanted):
+        return f"the column {name!r} holds {there}; {wanted} is needed"
     return None
 
 
@@ -38,6 +38,10 @@ def faults_together(dataset: Dataset, names: list[str]) -> Iterator[str]:
         yield "some columns of messages hold texts as content and others lists of parts; write all of them alike"
     if "id" not in names:
         yield "there is no column 'id', by which rows are followed"
+    if "conversations" in dataset.column_names and not kinds:
+        yield "LLaVA's conversations are read by no step; recipes/annotate.py makes training rows of them"
+    elif set(names) <= {"id"} < set(dataset.column_names):
+        yield f"no step reads any of the columns {dataset.column_names}: there are neither images nor texts"
 
 
 def _fits(there: Any, wanted: Any) -> bool:
