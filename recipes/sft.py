@@ -44,7 +44,7 @@ def main(
     datasets = training_data("sft", *source)
     configs = (training_args, script_args, model_args, mixture_args, freeze_args, views_args)
     settings = settings_of(*configs, data=data_fingerprint(*source))
-    if already_trained(training_args.output_dir, settings):
+    if already_trained(training_args, settings):
         return
     trainer = ResumableSFTTrainer(**trainer_inputs(training_args, model_args, *datasets))
     freeze(trainer.model, freeze_args)

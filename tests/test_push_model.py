@@ -279,9 +279,13 @@ def test_training_publishes_our_card_in_private_when_it_is_done(hub, digits_mode
     kept = weights(tmp_path / "out")
     assert all(torch.equal(kept[name], value) for name, value in load_file(tmp_path / "model.safetensors").items())
     assert TOKEN not in "".join(capfd.readouterr())
+    learn(digits_model, digits_world, tmp_path / "out")
+    assert "holds a finished model; nothing to do" in capfd.readouterr().out
     # what is trained from it names it, not the folder
     learn(tmp_path / "out", digits_world, tmp_path / "next", push_to_hub=False, max_steps=1)
     assert validate_model_card((tmp_path / "next" / "README.md").read_text()).base_model == REPO
+    learn(tmp_path / "out", digits_world, tmp_path / "next", max_steps=1)
+    assert "holds a finished model; publish it with recipes/push_model.py" in capfd.readouterr().out
 
 
 def test_an_adapter_is_published_from_training_on_a_branch(hub, digits_model, digits_world, tmp_path):

@@ -8,12 +8,11 @@
 from .collators import ViewsConfig, show_views
 from .data import data_fingerprint, training_data
 from .freezing import FreezeConfig, freeze, parts, parts_table
-from .resume import settings_of
+from .resume import already_trained, settings_of
 from .trainers import (
     BatchConfig,
     ResumableDPOTrainer,
     ResumableSFTTrainer,
-    already_trained,
     set_accumulation,
     train_and_save,
     trainer_inputs,

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 
+from ..cards.lineage import pushed_to
 from ..checkpoints import resolve_adapter
 from ..credentials import refuse_credentials
 from ..files import claim, refuse_another_run
@@ -136,6 +137,24 @@ def refuse_other_settings(output_dir: str | Path, settings: dict[str, Any]) -> N
     path = Path(output_dir, SETTINGS)
     if path.exists():
         refuse_another_run(output_dir, json.loads(path.read_text(encoding="utf-8")), settings)
+
+
+def already_trained(args: Any, settings: dict[str, Any]) -> bool:
+    """
+    Return whether a training ended in its folder before, and say so; refuse the folder of another run.
+
+    Args:
+        args (`TrainingArguments`):
+            Of the trainer.
+        settings (`dict[str, Any]`):
+            What the run is, see [`settings_of`].
+    """
+    refuse_other_settings(args.output_dir, settings)
+    if done := Path(args.output_dir, "training.json").exists():
+        unpublished = args.push_to_hub and not pushed_to(args.output_dir)
+        advice = "publish it with recipes/push_model.py" if unpublished else "nothing to do"
+        PartialState().print(f"{args.output_dir} holds a finished model; {advice}")
+    return done
 
 
 def claim_folder(output_dir: str | Path, settings: dict[str, Any]) -> None:

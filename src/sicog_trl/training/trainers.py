@@ -28,7 +28,7 @@ from .data import NamedRows, check_rows, has_images, read_row, refuse_image_loss
 from .freezing import parts_table
 from .preview import preview
 from .publishing import Publishing
-from .resume import ResumeFix, claim_folder, last_checkpoint, refuse_other_settings
+from .resume import ResumeFix, claim_folder, last_checkpoint
 
 
 @dataclass
@@ -182,14 +182,6 @@ def trainer_inputs(
         args.model_init_kwargs = init
         start |= {"model": model_args.model_name_or_path, "peft_config": get_peft_config(model_args)}
     return {**start, "args": args, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
-
-
-def already_trained(output_dir: str | Path, settings: dict[str, Any]) -> bool:
-    """Return whether [`train_and_save`] ended in `output_dir` before; refuse the folder of another run."""
-    refuse_other_settings(output_dir, settings)
-    if done := Path(output_dir, "training.json").exists():
-        PartialState().print(f"{output_dir} holds a finished model; nothing to do")
-    return done
 
 
 def train_and_save(trainer: ResumableSFTTrainer | ResumableDPOTrainer, settings: dict[str, Any]) -> dict[str, Any]:
