@@ -63,6 +63,7 @@ def start(config: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.timeout(900)  # two minutes on two quiet cores, and many processes that a busy machine starts slowly
 def test_the_line_from_world_to_report_killed_once_and_resumed(small):
     run = small.parent / "run"
     killed = start(small)
