@@ -140,19 +140,19 @@ def completions(dataset: Dataset) -> set[str]:
     return {row[0]["content"] for row in dataset["completion"]}
 
 
-# Real processes ------------------------------------------------------------------------------------------------------
-
-
-def test_sft_on_a_pinned_round_gives_the_model_that_the_folder_gives(published, tmp_path, digits_model):
+def test_sft_on_a_pinned_round_gives_the_model_that_the_folder_gives(pulled, tmp_path, digits_model):
     settings = {**COMMON, "model_name_or_path": str(digits_model), "dataset_train_split": "curated", "max_steps": 1}
-    names = {"hub": f"{REPO}@round-1", "folder": str(published.rounds[1] / "curated")}
+    names = {"hub": f"{REPO}@round-1", "folder": str(pulled.rounds[1] / "curated")}
     hub, folder = ({**settings, "dataset_name": name, "output_dir": str(tmp_path / at)} for at, name in names.items())
-    published.launch("sft", tmp_path / "sft.yaml", **hub)
-    train("sft", **folder)
+    for given in (hub, folder):
+        train("sft", **given)
     (hub, folder), before = (weights(tmp_path / where) for where in names), weights(digits_model)
     assert all(hub[name].equal(folder[name]) for name in folder) and any(not hub[n].equal(before[n]) for n in hub)
     said = json.loads((tmp_path / "hub" / "settings.json").read_text())
-    assert said["dataset_name"] == f"{REPO}@{published.commits[1]}"
+    assert said["dataset_name"] == f"{REPO}@{pulled.commits[1]}"
+
+
+# Real processes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -164,6 +164,7 @@ def test_dpo_trains_on_pairs_of_the_hub(published, tmp_path, digits_model):
     assert record["samples"] == 4 and record["first_loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_trls_own_command_trains_on_what_was_pushed(published, tmp_path, digits_model):
     settings = {key: value for key, value in COMMON.items() if key != "disable_tqdm"}
     settings |= {"model_name_or_path": str(digits_model), "max_steps": 1, "output_dir": str(tmp_path / "out")}
