@@ -163,6 +163,13 @@ def test_candidates_have_texts_or_an_error():
     assert validate(rows([{**blank, "text": "x" * 1_000_001}], None)).faults == {"too long": 1}
 
 
+def test_an_image_that_generate_could_not_read_is_no_news():
+    row = dict.fromkeys(CANDIDATES_FEATURES) | {"id": "a", "images": [stored(b"no image")], "candidates": []}
+    rows = [{**row, "error": error} for error in ("unreadable_image: row 'a'", None)]
+    found = validate(Dataset.from_list(rows, features=CANDIDATES_FEATURES), unique_ids=False, decode_images=True)
+    assert list(found.named) == [1] and found.faults == {"image": 1, "empty": 1}
+
+
 def test_a_row_of_images_has_an_image_or_a_question():
     rows = [{"id": "a", "images": [], "question": " "}, {"id": "b", "images": [], "question": "Q?"}]
     rows = [{**row, "answer": None} for row in rows]

@@ -21,19 +21,8 @@ _UNTOLD = re.compile(
 )
 # Of the summary of a run.
 _TOLD = (
-    *(
-        "dataset_name",
-        "rejected_dataset_name",
-        "sampler",
-        "rows",
-        "rows_in",
-        "kept",
-        "paired",
-        "pairs",
-        "dropped",
-        "failed_by_reason",
-        "candidate_faults",
-    ),
+    *("dataset_name", "rejected_dataset_name", "images_dataset_name", "sampler", "rows", "rows_in", "kept"),
+    *("paired", "pairs", "dropped", "failed_by_reason", "candidate_faults"),
     *("score_needed", "mean_consistency", "mean_margin", "truncated_share", "empty_share"),
     *("label_accuracy_before", "label_accuracy_after", "contaminated"),
 )
@@ -42,9 +31,9 @@ _MEANINGS = {
     "curated": "what the model says consistently, one answer per row, ready for `SFTTrainer`",
     "multi_turn": "the chosen chains as conversations, one step per turn, ready for `SFTTrainer`",
     "annotated": "rows whose answers were there before, ready for `SFTTrainer`",
-    "preference": "a chosen and a rejected answer to the same prompt, ready for `DPOTrainer`",
+    "preference": "a chosen and a rejected answer to one prompt, ready for `DPOTrainer`; `chosen_from` says whose",
     "dropped": "what was not kept, and in `reason` why; not for training",
-    "candidates": "everything that the model answered, before any choice",
+    "candidates": "all that the model answered, before any choice; `question` and `answer` came with the images",
     "images": "the images, with their questions where there are any",
 }
 _TRAINED_ON = ("curated", "multi_turn", "annotated", "preference")

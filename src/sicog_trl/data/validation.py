@@ -204,8 +204,9 @@ class _Checker:
         """Yield the kind of each fault and what it is."""
         if self.ids and not row["id"]:
             yield "no id", "it has no id"
+        known = row.get("error") or row.get("reason")  # generate and curate say themselves what they could not use
         for number, fault in enumerate(looks or []):
-            if fault:
+            if fault and not known:
                 place = f"image {number + 1} of {len(looks)}" if len(looks) > 1 else "its image"
                 yield "image", f"{place} cannot be read: {fault}"
         if self.asks and not looks and not (row["question"] or "").strip():
