@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from trl import TrlParser
 
-from sicog_trl.data import load
+from sicog_trl.data import load, pin
 from sicog_trl.files import write_json
 from sicog_trl.generation import ImageRows, load_images
 from sicog_trl.hub.attach import AttachConfig, attach, overview
@@ -54,9 +54,10 @@ def main(args: AttachArguments, config: AttachConfig) -> None:
     # Others, if there are any, may wait for hours.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
-        rows = load(args.dataset_name, args.dataset_config, args.dataset_split, without_images=True)
-        there = load_images(args.images_dataset_name, args.images_dataset_config, args.images_dataset_split)
-        summary = attach(rows, ImageRows(there), config, args.dataset_split, args.output_dir)
+        names = {key: pin(getattr(args, key)) for key in ("dataset_name", "images_dataset_name")}
+        rows = load(names["dataset_name"], args.dataset_config, args.dataset_split, without_images=True)
+        there = load_images(names["images_dataset_name"], args.images_dataset_config, args.images_dataset_split)
+        summary = names | attach(rows, ImageRows(there), config, args.dataset_split, args.output_dir)
         write_json(Path(args.output_dir, "summary.json"), summary)
         print(overview(summary))
         print(json.dumps(summary))

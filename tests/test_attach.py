@@ -267,4 +267,5 @@ def test_the_recipe_attaches(pushed, run, tmp_path, monkeypatch, capsys):
     )
     runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "attach.py"), run_name="__main__")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["dataset_name"], summary["images_dataset_name"]) == (str(pushed), images)
     assert summary["kept"] == num_rows(tmp_path / "out", "curated") > 0 and "kept with" in capsys.readouterr().out
