@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from curating import RED, described, row, table
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value
 from jinja2.exceptions import SecurityError
 from PIL import Image as PILImage
 from test_inputs import BOMB, HOSTILE, encoded, jsonl, png, read, stored, write, write_tar
@@ -31,6 +31,8 @@ from sicog_trl.curation.selection import overview
 from sicog_trl.data import CURATED_FEATURES, IMAGES, IMAGES_FEATURES, load, save, validate
 from sicog_trl.data.__main__ import main
 from sicog_trl.decontamination import Pool
+from sicog_trl.evaluation import EvaluationConfig, select_tasks
+from sicog_trl.evaluation.conditions import conditions_of
 from sicog_trl.evaluation.task_files import task_settings
 from sicog_trl.files import write_text
 from sicog_trl.generation import CandidateConfig, load_images
@@ -236,6 +238,25 @@ def test_addresses_are_never_fetched(address, digits_model, tmp_path, capsys):
     rows = Dataset.from_dict({"id": ["a"], "image": [address]})
     (row,) = read(rows.cast_column("image", IMAGES.feature))
     assert row["images"] == [image]
+
+
+@pytest.mark.parametrize("kind", [IMAGES, IMAGES.feature])
+def test_an_evaluation_fetches_no_image_either(kind, tmp_path):
+    """lmms-eval would: it reads rows by `datasets`, which opens any address."""
+    images = [stored(png(), "http://e.org/whence.png"), stored(None, "http://127.0.0.1:9/a.png")]
+    (task,) = select_tasks("digits", ["digits_vqa"]).values()
+    config = EvaluationConfig(models={"base": "x"}, dataset_name=str(tmp_path), output_dir=str(tmp_path / "out"))
+    for shown in (images[:1], images):
+        rows = [{"id": str(n), "images": [each] if kind == IMAGES else each} for n, each in enumerate(shown)]
+        features = Features({"id": Value("string"), "images": kind})
+        save(Dataset.from_list(rows, features=features), tmp_path, task.benchmark.split)
+        if shown == images:
+            with pytest.raises(
+                ValueError, match=r"names the image http://127\.0\.0\.1:9/a\.png, and nothing is fetched"
+            ):
+                conditions_of(config, task)
+        else:
+            assert conditions_of(config, task)["num_rows"] == 1
 
 
 # Tables and texts ----------------------------------------------------------------------------------------------------
@@ -455,7 +476,7 @@ def test_a_chat_template_runs_nothing_and_reads_no_file(template, digits_model, 
         file.unlink(missing_ok=True)
     (copied / "chat_template.jinja").write_text(template.replace("MARK", str(mark)))
     folder = str(save(curated(stored(png())), tmp_path / "rows", "train").parents[1])
-    with pytest.raises((SecurityError, OverflowError, TypeError), match="is unsafe|no loader|Range too big"):
+    with pytest.raises((SecurityError, OverflowError, TypeError), match=r"is unsafe|no loader|Range too big"):
         main([folder, "--model_name_or_path", str(copied)])
 
 

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, DatasetBuilder, load_dataset_builder
 from datasets import config as hf
 from datasets.packaged_modules.cache.cache import Cache
@@ -23,7 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import REGEX_COMMIT_HASH
 
 from ..files import is_local
-from .rows import batches, image_columns
+from .rows import batches, image_columns, paths_of
 
 
 _FILES = (".json", ".jsonl", ".parquet", ".tar")  # which some steps read instead of a folder
@@ -178,19 +176,7 @@ def _refuse_local_images(dataset: Dataset, name: str) -> None:
         return
     caches = [Path(each).resolve() for each in (hf.HF_CACHE_HOME, hf.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)]
     for _, raw in batches(dataset.select_columns(columns).with_format("arrow")):
-        named = (path for column in raw.columns for chunk in column.chunks for path in _paths(chunk))
+        named = (path for column in raw.columns for chunk in column.chunks for path in paths_of(chunk))
         for path in filter(os.path.isfile, named):
             if not any(Path(path).resolve().is_relative_to(cache) for cache in caches):
                 raise ValueError(f"{name} names {path!r} as an image: a file of this machine, not of the dataset")
-
-
-def _paths(images: pa.Array) -> list[str]:
-    """Return the paths of images that are not stored as bytes."""
-    while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
-        images = images.flatten()
-    if pa.types.is_struct(images.type):
-        fields = {field.name for field in images.type}
-        if "bytes" in fields:
-            images = images.filter(pc.is_null(pc.struct_field(images, "bytes")))
-        images = pc.struct_field(images, "path") if "path" in fields else pa.nulls(0)
-    return [path for path in images.to_pylist() if isinstance(path, str)]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, LargeList, List
 
 
@@ -55,6 +56,18 @@ def image_columns(features: Features) -> list[str]:
     return [name for name, kind in features.items() if is_image(kind)] or [
         name for name in features if name == "image"
     ]
+
+
+def paths_of(images: pa.Array) -> list[str]:
+    """Return the paths of images, or lists of them, that are not stored as bytes."""
+    while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
+        images = images.flatten()
+    if pa.types.is_struct(images.type):
+        fields = {field.name for field in images.type}
+        if "bytes" in fields:
+            images = images.filter(pc.is_null(pc.struct_field(images, "bytes")))
+        images = pc.struct_field(images, "path") if "path" in fields else pa.nulls(0)
+    return [path for path in images.to_pylist() if isinstance(path, str)]
 
 
 def texts_of(messages: list[dict[str, Any]]) -> Iterator[str]:

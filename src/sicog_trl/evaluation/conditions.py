@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+from datasets import Features
 
 from ..checkpoints import model_fingerprint
+from ..data.rows import image_columns, paths_of
 from ..files import AnotherRunError, refuse_another_run
+from ..images import URL
 from ..provenance import hardware, hash_files, made_by, versions
 from .benchmarks import Task
 from .task_files import data_files, generation_settings, hub_rows, task_code
@@ -52,6 +55,8 @@ def conditions_of(config: "EvaluationConfig", task: Task) -> dict[str, Any]:
     """Return what a score on `task` depends on besides the model; two scores compare only if it is equal."""
     files = data_files(config.dataset_name, task)
     if files:
+        for file in files:
+            _refuse_addresses(file)
         rows, count = hash_files(files), sum(pq.read_metadata(file).num_rows for file in files)
         count = count if config.limit is None else min(count, config.limit)
     else:  # how many there are is known when they are there
@@ -70,6 +75,16 @@ def conditions_of(config: "EvaluationConfig", task: Task) -> dict[str, Any]:
         "judge": config.judge_model if task.benchmark.judge != "none" else None,
         "versions": {package: installed.get(package) for package in _PACKAGES},
     }
+
+
+def _refuse_addresses(file: Path) -> None:
+    """Refuse rows whose images are on the web: lmms-eval reads them by `datasets`, which would fetch them."""
+    with pq.ParquetFile(file) as rows:
+        names = image_columns(Features.from_arrow_schema(rows.schema_arrow))
+        for batch in rows.iter_batches(64, columns=names) if names else ():
+            for path in (path for column in batch.columns for path in paths_of(column)):
+                if URL.match(path):
+                    raise ValueError(f"{file} names the image {path}, and nothing is fetched; store its bytes there")
 
 
 def is_finished(folder: Path, task: str, weights: str, conditions: dict[str, Any]) -> bool:
