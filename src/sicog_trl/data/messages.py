@@ -1,4 +1,4 @@
-"""What may be wrong with a conversation."""
+"""What may be wrong with a conversation, or with candidates for one."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -63,6 +63,17 @@ def conversation_faults(
             yield from _turn_faults(" + ".join(names), messages, num_images)
     if columns.get("chosen") and columns.get("chosen") == columns.get("rejected"):
         yield "same sides", "chosen and rejected are the same"
+
+
+def candidate_faults(row: dict[str, Any], max_characters: int) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each fault of the candidates of a row, and what it is."""
+    if not row["candidates"] and "error" in row and not row["error"]:
+        yield "empty", "it has neither candidates nor an error"
+    texts = [candidate and candidate.get("text") for candidate in row["candidates"] or []]
+    if any(text is None for text in texts):
+        yield "empty", "a candidate has no text"
+    elif longest := max((len(text) for text in texts if len(text) > max_characters), default=0):
+        yield "too long", f"a candidate has {longest:,} characters; {max_characters:,} are allowed"
 
 
 def _is_empty(content: Any) -> bool:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from ..images import URL, UnreadableImageError, open_image
 from .columns import FEATURES, column_fault, faults_together
 from .ids import repeated_rows
-from .messages import conversation_faults, kind_of
+from .messages import candidate_faults, conversation_faults, kind_of
 from .rows import TEXTS, batches, image_column, label_of, short, texts_of
 
 
@@ -212,7 +212,7 @@ class _Checker:
         if self.asks and not looks and not (row["question"] or "").strip():
             yield "empty", "it has neither an image nor a question"
         if "candidates" in row:
-            yield from _candidate_faults(row)
+            yield from candidate_faults(row, MAX_CHARACTERS)
         columns = {name: row[name] for name in self.messages}
         yield from conversation_faults(columns, self.placeholders, len(looks or []), MAX_CHARACTERS)
         for name, value in row.items():
@@ -229,16 +229,6 @@ class _Checker:
             return
         rows, total, longest = self.found.characters.get(name, (0, 0, 0))
         self.found.characters[name] = (rows + 1, total + length, max(longest, length))
-
-
-def _candidate_faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    if not row["candidates"] and "error" in row and not row["error"]:
-        yield "empty", "it has neither candidates nor an error"
-    texts = [candidate and candidate.get("text") for candidate in row["candidates"] or []]
-    if any(text is None for text in texts):
-        yield "empty", "a candidate has no text"
-    elif longest := max((len(text) for text in texts if len(text) > MAX_CHARACTERS), default=0):
-        yield "too long", f"a candidate has {longest:,} characters; {MAX_CHARACTERS:,} are allowed"
 
 
 def _stored_fault(size: int | None, path: str | None) -> str | None:
