@@ -36,7 +36,7 @@ def main(args: PushArguments, push_args: PushConfig) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
         try:
-            print(overview(push(push_args, args.output_dir)))
+            print(overview(push(push_args, args.output_dir)), f"card and files: {args.output_dir}", sep="\n")
         except (ConnectionError, PermissionError) as error:  # says what to do
             raise SystemExit(f"error: {error}") from error
     state.wait_for_everyone()

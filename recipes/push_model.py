@@ -37,7 +37,7 @@ def main(args: PushArguments, push_args: PushModelConfig) -> None:
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     if state.is_main_process:
         try:
-            print(overview(push_model(push_args, args.output_dir)))
+            print(overview(push_model(push_args, args.output_dir)), f"card: {args.output_dir}/README.md", sep="\n")
         except (ConnectionError, PermissionError) as error:  # says what to do
             raise SystemExit(f"error: {error}") from error
     state.wait_for_everyone()

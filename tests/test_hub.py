@@ -85,6 +85,7 @@ def test_the_same_push_again_sends_and_commits_nothing(hub, run, tmp_path):
     again = push(settings(run, tag="round-1"), tmp_path / "other", api(hub))
     assert again["commit"] == first["commit"] and len(hub.dataset(REPO).commits) == 2 and not hub.received
     assert {file["is"] for file in again["files"].values()} == {"unchanged"}
+    assert overview(again).startswith("nothing new for me/digits (private)")
 
 
 def test_shards_are_bounded_and_older_ones_go_in_the_same_commit(hub, run, tmp_path):
@@ -142,6 +143,12 @@ def test_a_public_repository_is_refused_unless_it_is_meant(hub, run, tmp_path):
     with pytest.raises(ValueError, match="is public; say `private: false`"):
         push(settings(run), tmp_path / "push", api(hub))
     assert "(PUBLIC)" in overview(push(settings(run, private=False), tmp_path / "push", api(hub)))
+
+
+def test_a_private_repository_stays_private_and_it_is_said(hub, run, tmp_path):
+    push(settings(run), tmp_path / "push", api(hub))
+    shown = overview(push(settings(run, private=False), tmp_path / "push", api(hub)))
+    assert hub.dataset(REPO).private and "and private, and stays that" in shown
 
 
 def test_a_server_that_is_busy_for_a_while_is_asked_again(hub, run, tmp_path):

@@ -52,6 +52,7 @@ def annotated(folder: Path, text: str, images=None, count: int = 3, prompt: str 
         ({"text_license": "unknown"}, "text_license 'unknown' is none that the Hub knows"),
         ({"image_license": "Flickr terms"}, "say in image_license_link"),
         ({"artefacts": []}, "artefacts is empty"),
+        ({"artefacts": ["runs/x"]}, r"artefacts\[0\] is 'runs/x'; write it as `path: runs/x`"),
         ({"artefacts": [{"path": "x", "splt": "y"}]}, r"artefacts\[0\]: unknown key 'splt'"),
         ({"artefacts": [{"path": "x", "config": "y"}]}, "a `split` if it has a `config`"),
         ({"images": "url"}, "unknown images 'url'"),
@@ -318,7 +319,10 @@ def test_folders_that_cannot_be_told_apart_or_are_not_there_are_refused(run, tmp
         push(settings(run, artefacts=twice, dry_run=True), tmp_path)
     apart = [twice[0], {"path": str(run / "candidates"), "split": "candidates", "config": "more"}]
     assert list(push(settings(run, artefacts=apart, dry_run=True), tmp_path)["rows"]) == ["candidates", "more"]
-    with pytest.raises(FileNotFoundError, match=r"artefacts\[0\]: .*gone holds no"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"artefacts\[0\]: .*empty holds no"):
+        push(settings(run, artefacts=[{"path": str(tmp_path / "empty")}], dry_run=True), tmp_path)
+    with pytest.raises(FileNotFoundError, match="gone does not exist; run the stage that writes it first"):
         push(settings(run, artefacts=[{"path": str(tmp_path / "gone")}], dry_run=True), tmp_path)
     with pytest.raises(ValueError, match="is output_dir too"):
         push(settings(run, dry_run=True), run / "candidates")

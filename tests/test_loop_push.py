@@ -100,7 +100,7 @@ class Processes:
             return CompletedProcess(command, 0)
         try:
             self._run(recipe, given)
-        except Exception as error:  # as of a process: it is printed, and the exit code says it
+        except (Exception, SystemExit) as error:  # as of a process: it is printed, and the exit code says it
             traceback.print_exc()
             self.errors.append(error)
             return CompletedProcess(command, 1)

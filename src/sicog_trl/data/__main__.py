@@ -2,7 +2,7 @@
 Check a dataset, and show one of its rows as a model will read it.
 
 ```bash
-python -m sicog_trl.data runs/digits/curate --model_name_or_path runs/digits/base
+python -m sicog_trl.data runs/digits/curated --model_name_or_path runs/digits/base
 python -m sicog_trl.data me/digits@round-1 --dataset_split curated
 ```
 

@@ -100,6 +100,8 @@ class PushConfig:
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(f"image_reference knows id, source_id, path and number, not {error}") from error
         for number, artefact in enumerate(self.artefacts):
+            if not isinstance(artefact, dict):
+                raise ValueError(f"artefacts[{number}] is {artefact!r}; write it as `path: {artefact}`, `split: ...`")
             if unknown := set(artefact) - _KEYS:
                 raise ValueError(f"artefacts[{number}]: unknown key {min(unknown)!r}; known are {sorted(_KEYS)}")
             if not artefact.get("path") or (artefact.get("config") and not artefact.get("split")):
@@ -137,8 +139,7 @@ def named_splits(artefacts: list[dict], output_dir: Path) -> dict[str, tuple[str
         folder = Path(artefact["path"]).expanduser()
         if folder.resolve() == output_dir.resolve():
             raise ValueError(f"artefacts[{number}]: {folder} is output_dir too; prepare the push somewhere else")
-        found = splits(folder) if folder.is_dir() else []
-        if not found:
+        if not (found := splits(folder)):
             raise FileNotFoundError(f"artefacts[{number}]: {folder} holds no data/<split>-00000-of-00001.parquet")
         for split in [artefact["split"]] if artefact.get("split") else found:
             name = artefact.get("config") or split

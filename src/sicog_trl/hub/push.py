@@ -84,9 +84,10 @@ def _whole(files: list[Path]) -> tuple[int, str]:
 
 def overview(report: dict[str, Any]) -> str:
     """Return what [`push`] did, or would do, for a person."""
-    verb = "would push" if report["commit"] is None else "pushed"
+    changes = any(file["is"] != "unchanged" for file in report["files"].values())
+    verb = "would push to" if report["commit"] is None else "pushed to" if changes else "nothing new for"
     seen = "private" if report["private"] else "PUBLIC"
-    lines = [f"{verb} to {report['repository']} ({seen}), tag {report['tag'] or 'none'}:"]
+    lines = [f"{verb} {report['repository']} ({seen}), tag {report['tag'] or 'none'}:"]
     lines += [f"  it was {report['before']}"]
     lines += [f"  {rows:>12,} rows in {name}" for name, rows in report["rows"].items()]
     lines += [f"  {0:>12} rows in {name}, left out" for name in report["left_out"]]

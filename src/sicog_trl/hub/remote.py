@@ -82,6 +82,8 @@ class Remote:
         self.state = f"at commit {info.sha[:8]}"
         if config.private and not self.private:
             raise ValueError(f"{self.repo_id} is public; say `private: false` if that is meant")
+        if self.private and not config.private:
+            self.state += " and private, and stays that: `private: false` is for one that a push makes"
         self.files = self.at(info.sha)
         self.tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(self.repo_id, repo_type=repo_type).tags}
         if "README.md" in self.files:
