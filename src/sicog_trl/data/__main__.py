@@ -64,7 +64,10 @@ def _splits(name: str, config: str | None) -> list[str]:
         return pulled_splits(name, config)
     if found := splits(name, config):
         return found
-    raise FileNotFoundError(f"{name} is no artefact folder: there is no data/<split>-00000-of-00001.parquet in it")
+    raise FileNotFoundError(
+        f"{name} is no artefact folder: there is no data/<split>-00000-of-00001.parquet in it. A folder of images is "
+        "checked by generate.py, as it reads it"
+    )
 
 
 def _summary(name: str, split: str, dataset: Dataset, found: Validation) -> list[str]:
