@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Features, Image
+from datasets import Dataset, Features, Image, Value
 from training import train
 
 from sicog_trl.data import IMAGES, MESSAGES, load, save
@@ -105,7 +105,7 @@ def test_contents_in_parts_train_and_are_evaluated(run, stored, strategy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [BROKEN]}, "cannot be read: UnidentifiedImageError"),
+        ({"images": [BROKEN]}, "cannot be read: not an image that Pillow can read"),
         ({"images": [None]}, "cannot be read: ValueError: one of its images is null"),
         ({"completion": None}, "there is no text in the column completion"),
         ({"completion": []}, "there is no text in the column completion"),
@@ -120,6 +120,15 @@ def test_a_row_that_cannot_be_used_is_named(run, stored, row, change, message):
     if "images" in change:
         with pytest.raises(ValueError, match=rf"row {row} \('.*\).*(null|cannot be read)"):
             run(stored[:4], max_steps=1, max_length=500)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_ids_that_stand_twice_are_refused(run, stored, mixed):
+    rows = [{**row, "id": row_id} for row, row_id in zip(stored, ["a", "b", "c", "b"], strict=False)]
+    data = Dataset.from_list(rows, features=Features({**FEATURES, "id": Value("string")}))
+    with pytest.raises(ValueError, match="the id 'b' stands in row 1 and in row 3, and 0 others in several rows"):
+        run(data, mixed=mixed)
+    assert run(data.select(range(3)), mixed=mixed)["steps"] == 2
 
 
 def test_rows_that_drop_last_leaves_out_do_not_count(run, stored):

@@ -63,15 +63,33 @@ def open_image(image: dict[str, Any] | None, max_pixels: int | None = None) -> t
     Raises:
         [`UnreadableImageError`]: whatever is wrong with the image.
     """
-    try:
-        with _source(image) as source, _strict_pillow():
-            picture, unchanged = _decode(source)
+    with _opened(image) as opened:
+        picture, unchanged = _decode(opened)
         if max_pixels and picture.width * picture.height > max_pixels:
             # The whole image is decoded first: JPEG's own reduced decoding (`draft`) would give other pixels.
             scale = (max_pixels / (picture.width * picture.height)) ** 0.5
             picture = picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
             unchanged = False
         return picture, unchanged
+
+
+def image_size(image: dict[str, Any] | None) -> tuple[int, int]:
+    """
+    Return width and height of an image as they are stored; only the beginning of its file is read.
+
+    Raises:
+        [`UnreadableImageError`]: if it is no image that can be decoded; whether all of it is there is not looked at.
+    """
+    with _opened(image) as opened:
+        return opened.size
+
+
+@contextmanager
+def _opened(image: dict[str, Any] | None) -> Iterator[Image.Image]:
+    """Open an image, not decoded yet; whatever is wrong with it, also when it is decoded, is one kind of error."""
+    try:
+        with _source(image) as source, _strict_pillow(), _identified(source) as opened:
+            yield opened
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -102,7 +120,8 @@ def _source(image: dict[str, Any] | None) -> Iterator[io.BufferedIOBase]:
         yield file
 
 
-def _decode(source: io.BufferedIOBase) -> tuple[Image.Image, bool]:
+@contextmanager
+def _identified(source: io.BufferedIOBase) -> Iterator[Image.Image]:
     head = source.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
     source.seek(0)
     try:
@@ -119,11 +138,15 @@ def _decode(source: io.BufferedIOBase) -> tuple[Image.Image, bool]:
             raise UnreadableImageError(f"the image has no pixels: {width} × {height}")
         if width * height > MAX_IMAGE_PIXELS:
             raise UnreadableImageError(f"{_TOO_LARGE}: {width} × {height}")
-        plain = _is_plain(opened)  # before it is loaded: Pillow forgets then how the pixels were stored
-        opened.load()
-        if opened.getexif().get(ExifTags.Base.Orientation) not in (None, 1):
-            plain = False
-        return ImageOps.exif_transpose(opened).convert("RGB"), plain
+        yield opened
+
+
+def _decode(opened: Image.Image) -> tuple[Image.Image, bool]:
+    plain = _is_plain(opened)  # before it is loaded: Pillow forgets then how the pixels were stored
+    opened.load()
+    if opened.getexif().get(ExifTags.Base.Orientation) not in (None, 1):
+        plain = False
+    return ImageOps.exif_transpose(opened).convert("RGB"), plain
 
 
 def _is_plain(opened: Image.Image) -> bool:

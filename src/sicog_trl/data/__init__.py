@@ -19,7 +19,7 @@ from .features import (
     REFERENCES,
     TRAINING_COLUMNS,
 )
-from .ids import repeated_id, repeated_rows
+from .ids import refuse_repeated_ids, repeated_id, repeated_rows
 from .mixture import MixtureConfig, load_mixture
 from .pulling import pin
 from .rows import batches, label_of, texts_of
@@ -47,6 +47,7 @@ __all__ = [
     "load_mixture",
     "num_rows",
     "pin",
+    "refuse_repeated_ids",
     "repeated_id",
     "repeated_rows",
     "save",

@@ -6,7 +6,7 @@ python -m sicog_trl.data runs/digits/curated --model_name_or_path runs/digits/ba
 python -m sicog_trl.data me/digits@round-1 --dataset_split curated
 ```
 
-Every image is decoded unless `--no_decode_images` is given. The exit code is 1 if a row or a column is not as the
+Every image is decoded, or with `--no_decode_images` opened. The exit code is 1 if a row or a column is not as the
 column contract has it.
 """
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset_split", help="split; all that there are unless given")
     parser.add_argument("--model_name_or_path", help="model whose processor shall read a row and count its tokens")
     parser.add_argument("--model_revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument("--no_decode_images", action="store_true", help="do not open the images")
+    parser.add_argument("--no_decode_images", action="store_true", help="open the images, but do not decode them")
     args = parser.parse_args(arguments)
     config = args.dataset_config
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value
 
 
 def repeated_rows(ids: Callable[[], Iterable[list[str]]]) -> dict[str, list[int]]:
@@ -31,6 +31,19 @@ def repeated_rows(ids: Callable[[], Iterable[list[str]]]) -> dict[str, list[int]
             number += 1
     found = [(row_id, numbers) for row_id, numbers in rows.items() if len(numbers) > 1]
     return dict(sorted(found, key=lambda each: each[1][1]))
+
+
+def refuse_repeated_ids(dataset: Dataset, name: str) -> None:
+    """Raise a `ValueError` if an id stands in more than one row of `dataset`, which is called `name`."""
+    if dataset.features.get("id") != Value("string"):
+        return
+    ids = dataset.select_columns("id").with_format("arrow")
+    found = repeated_rows(lambda: (batch["id"].to_pylist() for batch in ids.iter(10_000)))
+    for row_id, (first, second, *_) in found.items():
+        raise ValueError(
+            f"{name}: the id {row_id!r} stands in row {first} and in row {second}, and {len(found) - 1:,} others in "
+            "several rows too; give every row an id of its own, or take the column out"
+        )
 
 
 def repeated_id(datasets: Sequence[Dataset]) -> tuple[str, list[int]] | None:

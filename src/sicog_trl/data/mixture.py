@@ -7,6 +7,7 @@ from datasets import Dataset, Features, Value, interleave_datasets
 
 from .artefacts import load
 from .features import IMAGES, MESSAGES, TRAINING_COLUMNS
+from .ids import refuse_repeated_ids
 
 
 @dataclass
@@ -54,6 +55,7 @@ def load_mixture(mixture: MixtureConfig) -> Dataset:
                 f"datasets[{number}]: {source['path']} has one image in the column 'image'; a mixture reads lists of "
                 "them from 'images', so write the dataset with that column"
             )
+        refuse_repeated_ids(part, f"datasets[{number}] ({source['path']})")
         parts.append(part.select_columns([name for name in ("id", *TRAINING_COLUMNS) if name in part.column_names]))
     if not parts:
         raise ValueError("datasets is empty: name at least one source with a `path`")

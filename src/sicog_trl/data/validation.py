@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..images import URL, UnreadableImageError, open_image
+from ..images import URL, UnreadableImageError, image_size, open_image
 from .columns import FEATURES, column_fault, faults_together
 from .ids import repeated_rows
 from .messages import candidate_faults, conversation_faults, kind_of
@@ -55,7 +56,7 @@ class Validation:
         named (`dict[int, list[str]]`, *optional*):
             Number of a row -> its name and what is wrong with it, for the first ten.
         sizes (`Counter`, *optional*):
-            Pixels of the images, `(width, height)`, if they were decoded; 1,000 sizes at most.
+            Pixels of the images, `(width, height)`; 1,000 sizes at most.
         characters (`dict[str, tuple[int, int, int]]`, *optional*):
             Column -> rows, characters in total, characters of the longest.
     """
@@ -111,8 +112,8 @@ def validate(
         columns (`bool`, *optional*, defaults to `True`):
             Whether columns of the contract must have its types.
         decode_images (`bool`, *optional*, defaults to `False`):
-            Whether each image is opened and decoded, which costs as much as training does for it. Without that, only
-            those are found that are null, empty or a web address.
+            Whether each image is decoded, which costs as much as training does for it. Without that each is opened,
+            which tells whether it is there, an image, and not too large, but not whether it is whole.
     """
     found = Validation(len(dataset))
     names = [name for name in dataset.column_names if name in ("id", "image", *FEATURES, *TEXTS)]
@@ -127,7 +128,7 @@ def validate(
     checker = _Checker(dataset, names, placeholders, unique_ids, found)
     with ThreadPoolExecutor(_THREADS) as pool:
         for start, raw in batches(data):
-            looks = checker.images(raw, pool if decode_images else None)
+            looks = checker.images(raw, pool, decode_images)
             texts = raw.drop_columns([name for name in ("images", "image") if name in names]) if looks else raw
             for number, row in enumerate(texts.to_pylist(), start):
                 faults = list(checker.row(row, looks[number - start] if looks else None))
@@ -166,7 +167,7 @@ class _Checker:
         self.messages = [name for name in TEXTS if name in names and kind_of(dataset.features[name])]
         self.asks = {"question", "images"} <= set(names) and "candidates" not in names
 
-    def images(self, raw: pa.Table, pool: ThreadPoolExecutor | None) -> list[list[str | None] | None]:
+    def images(self, raw: pa.Table, pool: ThreadPoolExecutor, decode: bool) -> list[list[str | None] | None]:
         """Return for each row what is wrong with each of its images; nothing if there is no column of them."""
         if self.image_column is None:
             return []
@@ -177,23 +178,21 @@ class _Checker:
                 flat, counts = chunk.drop_null(), chunk.is_valid().cast(pa.int8()).to_pylist()
             else:
                 flat, counts = chunk.flatten(), pc.list_value_length(chunk).to_pylist()
-            faults = iter(self._look(flat, pool))
+            faults = iter(self._look(flat, pool, decode))
             looks += [None if count is None else [next(faults) for _ in range(count)] for count in counts]
             self.found.num_images += len(flat)
         return looks
 
-    def _look(self, flat: pa.StructArray, pool: ThreadPoolExecutor | None) -> list[str | None]:
+    def _look(self, flat: pa.StructArray, pool: ThreadPoolExecutor, decode: bool) -> list[str | None]:
         sizes = pc.binary_length(pc.struct_field(flat, "bytes")).to_pylist()
         paths = pc.struct_field(flat, "path").to_pylist()
         faults = [_stored_fault(size, path) for size, path in zip(sizes, paths, strict=True)]
-        if pool is None:
-            return faults
         places = [number for number, fault in enumerate(faults) if fault is None]
         # A view of the bytes, not a copy of them.
         stored = (
             {"bytes": None if sizes[n] is None else flat[n]["bytes"].as_buffer(), "path": paths[n]} for n in places
         )
-        for number, seen in zip(places, pool.map(_open, stored), strict=True):
+        for number, seen in zip(places, pool.map(partial(_size, decode=decode), stored), strict=True):
             if isinstance(seen, str):
                 faults[number] = seen
             elif seen in self.found.sizes or len(self.found.sizes) < 1000:
@@ -239,9 +238,9 @@ def _stored_fault(size: int | None, path: str | None) -> str | None:
     return "the file is empty" if size == 0 else None
 
 
-def _open(image: dict[str, Any]) -> str | tuple[int, int]:
-    """Return the size of an image, or why it cannot be decoded."""
+def _size(image: dict[str, Any], decode: bool) -> str | tuple[int, int]:
+    """Return the size of an image, or why it is none."""
     try:
-        return open_image(image)[0].size
+        return open_image(image)[0].size if decode else image_size(image)
     except UnreadableImageError as error:
         return str(error)

@@ -8,7 +8,7 @@ from datasets import Dataset, Image, List, Value
 from trl import DPOConfig, ScriptArguments, SFTConfig
 
 from ..checkpoints import load_processor, placeholders
-from ..data import MixtureConfig, label_of, load, load_mixture, pin, split_files, validate
+from ..data import MixtureConfig, label_of, load, load_mixture, pin, refuse_repeated_ids, split_files, validate
 from ..data.rows import TEXTS
 from ..files import is_local
 from ..provenance import hash_files
@@ -60,6 +60,7 @@ def training_data(
         train = load_mixture(mixture)
     else:
         train = load(name, script_args.dataset_config, script_args.dataset_train_split)
+        refuse_repeated_ids(train, f"split {script_args.dataset_train_split!r} of {name}")
     train = _checked(train, kind, "training dataset")
     if not evaluates:
         return train, None
@@ -122,11 +123,11 @@ def check_rows(dataset: Dataset, model_name_or_path: str, revision: str | None =
     """
     Refuse rows that cannot be trained on, before anything is loaded: see [`~sicog_trl.data.validate`].
 
-    Ids may repeat, as they do in a mixture that goes through a source twice.
+    Ids may repeat, as they do in a mixture that goes through a source twice; in a source they may not.
 
     Args:
         dataset (`datasets.Dataset`):
-            No image of it is decoded, and none is fetched.
+            Each image of it is opened, but not decoded, and none is fetched.
         model_name_or_path (`str`):
             Whose processor will read them: no text may hold what it takes for an image.
         revision (`str`, *optional*):
