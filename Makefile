@@ -51,7 +51,7 @@ $(STUDY_SEEDS): study-seed-%: $(STAMP)
 
 test test-slow: export OMP_NUM_THREADS := 1
 test: $(STAMP)  ## the offline tests (PYTEST_ARGS="-k curation" passes options on)
-	$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## the tests that take minutes; installs bitsandbytes, Ray, and DeepSpeed, which needs a C++ compiler
 	$(BIN)/python -m pip install -c constraints.txt -e ".[deepspeed,qlora,ray]" "$$(grep '^torch==' constraints.txt)"

@@ -2,6 +2,7 @@
 
 import io
 import random
+import sys
 
 import pytest
 from benchmark_rows import ROWS, write_rows
@@ -58,9 +59,14 @@ def shown(tmp_path_factory) -> tuple[str, dict[str, list[tuple[list, str]]]]:
     tasks = {task.benchmark.name: task for task in select_tasks("judge_free", NAMES, ["direct"]).values()}
     write_task_files(folder / "tasks", str(folder / "rows"), {task.name: task for task in tasks.values()})
     manager = TaskManager("ERROR", include_path=str(folder / "tasks"), include_defaults=False)
+    before = set(sys.modules)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OPENAI_API_KEY", "unused")  # some tasks want one as soon as they are read
         loaded = get_task_dict([task.name for task in tasks.values()], manager)
+    # They remember for good that there is no judge, and other tests of this process have one.
+    for name in set(sys.modules) - before:
+        if name.startswith("lmms_eval.tasks."):
+            del sys.modules[name]
     found = {}
     for name, task in tasks.items():
         asked = loaded[task.name]
