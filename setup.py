@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
     "accelerate>=1.13,<2",
     "datasets>=5,<6",
     "datasketch>=1.10,<2",  # MinHash of texts
+    "filelock>=3.12,<5",
     "huggingface_hub>=2.4,<3",
     "imagehash>=4.3,<5",  # perceptual hashes of images
     "jinja2>=3.1,<4",
