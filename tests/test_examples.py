@@ -65,7 +65,8 @@ def test_images_that_only_lmms_eval_can_find(digits_run, tmp_path):
     questions = write_rows(tmp_path / "benchmarks", ["mmstar"])["mmstar"]
     tasks = select_tasks("judge_free", ["mmstar"], ["direct"])
     write_task_files(digits_run / "tasks", str(tmp_path / "benchmarks"), tasks)
-    (digits_run / "tasks" / "broken.yaml").write_text("task: broken\ndataset_path: parquet\ndataset_kwargs: {}\n")
+    gone = f"dataset_path: parquet\ndataset_kwargs: {{data_files: {{test: {tmp_path}/gone.parquet}}}}\n"
+    (digits_run / "tasks" / "broken.yaml").write_text(f"task: broken\n{gone}")
     rows = {"broken": {0: None}, "mmstar": {0: "0", len(questions) + 7: None}, "digits_vqa": {0: "row-9"}}
     found = find_images(digits_run, rows)
     assert found["broken", 0]["images"] == []
