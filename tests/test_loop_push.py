@@ -217,6 +217,22 @@ def test_a_dry_run_is_pushed_later_without_the_rest_of_the_line(hub, loop, proce
     assert len(processes.ran) == 2  # what is pushed is done
 
 
+@pytest.mark.parametrize("token", [None, "hf_" + "x" * 34])
+def test_a_token_that_is_of_no_use_is_told_before_the_line_starts(hub, loop, processes, monkeypatch, token):
+    monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(StageError, match=r"nothing was started: .*hf auth login.* or set `dry_run: true`"):
+        run(LoopConfig(**loop), ROOT / "recipes")
+    assert not processes.ran and not Path(loop["output_dir"]).exists()
+
+
+def test_a_hub_that_is_away_at_the_start_is_no_reason_to_wait(hub, loop, processes, capsys):
+    hub.fault = lambda method, path: "500"
+    with pytest.raises(StageError, match="stage sicog/round-1/push ended with exit code 1"):
+        run(LoopConfig(**loop), ROOT / "recipes")
+    assert processes.ran[-1] == "sicog/round-1/push"
+    assert "warning: the section `push`: the Hub is out of order (500)" in capsys.readouterr().out
+
+
 def test_without_a_network_the_line_stops_and_goes_on_where_it_was(hub, loop, processes, tmp_path):
     hub.fault = lambda method, path: "500" if method == "PUT" else None
     with pytest.raises(

@@ -46,6 +46,8 @@ def run(config: LoopConfig, recipes: str | Path) -> Path:
     plan = stages(config)
     for stage in plan:
         _check(stage)
+    if any(stage.recipe == "push.py" and not stage.config.get("dry_run") and not _is_done(stage) for stage in plan):
+        _check_login()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(vars(config), sort_keys=False))
     _write_manifest(folder, config)
@@ -69,6 +71,21 @@ def _say(line: str) -> None:
 def _state(stage: Stage) -> dict[str, Any]:
     path = stage.folder / "stage.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _check_login() -> None:
+    """Ask the Hub whether it takes the token now, and not hours later, when the first push is due."""
+    from huggingface_hub import HfApi
+
+    from ..hub.remote import check_login, explained  # most lines publish nothing
+
+    try:
+        with explained("the section `push`"):
+            check_login(HfApi())
+    except PermissionError as error:
+        raise StageError(f"nothing was started: {error}, or set `dry_run: true` in the section `push`") from error
+    except ConnectionError as error:
+        _say(f"warning: {error}; the line will stop at its first push unless that changes")
 
 
 def _is_done(stage: Stage) -> bool:
