@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from curating import described
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 from generating import EchoSampler
 from hub_server import TOKEN, HubServer
@@ -47,18 +48,7 @@ def make_round(folder: Path, world: str, number: int) -> Path:
     """Write a round of the line over the scenes of the digits world, with candidates that are written by hand."""
     rows = []
     for row in load(world).with_format("arrow")[:6].to_pylist():
-        options = [
-            {
-                **dict.fromkeys(CANDIDATES_FEATURES["candidates"].feature),
-                "text": text,
-                "mode": "detailed_description",
-                "prompt": "Describe the image in detail.",
-                "seed": seed,
-                "finish_reason": "stop",
-                "num_tokens": 8,
-            }
-            for seed, text in enumerate([TEXTS[number], TEXTS[number], "Nothing at all to see."])
-        ]
+        options = described(TEXTS[number], TEXTS[number], "Nothing at all to see.")
         rows.append({**row, "question": None, "task": "description", "candidates": options, "error": None})
     candidates = Dataset.from_list(rows, features=CANDIDATES_FEATURES)
     save(candidates, folder / "candidates", "candidates")

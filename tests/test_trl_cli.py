@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from curating import described
 from datasets import Dataset
 from safetensors.torch import load_file
 
@@ -20,18 +21,7 @@ def curated(world: str, folder: Path) -> Path:
     """Curate candidates that are written by hand over images of the digits world."""
     rows = []
     for row in load(world).select(range(6)):
-        options = [
-            {
-                **dict.fromkeys(CANDIDATES_FEATURES["candidates"].feature),
-                "text": text,
-                "mode": "detailed_description",
-                "prompt": "Describe the image in detail.",
-                "seed": seed,
-                "finish_reason": "stop",
-                "num_tokens": 8,
-            }
-            for seed, text in enumerate(TEXTS)
-        ]
+        options = described(*TEXTS)
         rows.append({**row, "task": "description", "candidates": options, "error": None})
     rows = [{name: row[name] for name in CANDIDATES_FEATURES} for row in rows]
     curate(Dataset.from_list(rows, features=CANDIDATES_FEATURES), CurationConfig(), folder)

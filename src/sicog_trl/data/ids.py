@@ -1,6 +1,6 @@
 """Which ids stand in more than one row, found without holding them all."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from datasets import Dataset, Value
@@ -37,8 +37,7 @@ def refuse_repeated_ids(dataset: Dataset, name: str) -> None:
     """Raise a `ValueError` if an id stands in more than one row of `dataset`, which is called `name`."""
     if dataset.features.get("id") != Value("string"):
         return
-    ids = dataset.select_columns("id").with_format("arrow")
-    found = repeated_rows(lambda: (batch["id"].to_pylist() for batch in ids.iter(10_000)))
+    found = repeated_rows(lambda: _ids([dataset]))
     for row_id, (first, second, *_) in found.items():
         raise ValueError(
             f"{name}: the id {row_id!r} stands in row {first} and in row {second}, and {len(found) - 1:,} others in "
@@ -51,13 +50,13 @@ def repeated_id(datasets: Sequence[Dataset]) -> tuple[str, list[int]] | None:
     Return the first id that stands in more than one row of `datasets`, with the number of the dataset of each of its
     rows; `None` if no id does.
     """
-
-    def ids() -> Iterable[list[str]]:
-        for dataset in datasets:
-            for batch in dataset.select_columns("id").with_format("arrow").iter(10_000):
-                yield batch["id"].to_pylist()
-
-    for row_id, numbers in repeated_rows(ids).items():
+    for row_id, numbers in repeated_rows(lambda: _ids(datasets)).items():
         ends = np.cumsum([len(dataset) for dataset in datasets])
         return row_id, np.searchsorted(ends, numbers, side="right").tolist()
     return None
+
+
+def _ids(datasets: Sequence[Dataset]) -> Iterator[list[str]]:
+    for dataset in datasets:
+        for batch in dataset.select_columns("id").with_format("arrow").iter(10_000):
+            yield batch["id"].to_pylist()
